@@ -1,0 +1,91 @@
+"""`python -m hf_wsd [flags] SCRIPT ...`: run a Trainer script that nobody edited, with our schedules registered.
+
+accelerate launch -m hf_wsd --trunk --budgets 1B 2B 4B run_clm.py --lr_scheduler_type wsd ...
+torchrun --nproc_per_node 8 -m hf_wsd --decay-fraction 0.2 run_clm.py --lr_scheduler_type wsd ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_wsd.errors import WSDError
+from hf_wsd.shapes import SHAPES
+
+_BUDGETS = """decayed models you will want: tokens (2M, 1.5B) or steps (3000); their fork points are saved and kept.
+A trunk stops at the last one unless the script has --max_steps"""
+
+
+def flags() -> argparse.ArgumentParser:
+    """The launcher's own flags; `hf_wsd.settings.Settings` says what they mean."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_wsd",
+        usage="%(prog)s [flags] SCRIPT.py [script arguments]  (or: [flags] -m MODULE [module arguments])",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Give the script --lr_scheduler_type wsd or wsd_s. Each flag is a variable: HF_WSD_DECAY_FRACTION=0.2.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--trunk", action="store_true", help="train at the peak lr without an end date; decay later with `hf-wsd decay`"
+    )
+    add("--budgets", nargs="+", metavar="N", help=_BUDGETS)
+    add("--decay-fraction", metavar="F", help="decay steps / steps of the decayed model (wsd_s: cycle); default 0.1")
+    add("--num-decay-steps", metavar="N", help="the decay in steps instead")
+    add("--decay-type", metavar="SHAPE", help=f"shape of the decay: {', '.join(SHAPES)}")
+    add("--min-lr-ratio", metavar="R", help="lr at the end of the decay / peak lr; default 0 (wsd), 0.1 (wsd_s)")
+    add("--warmup-type", metavar="SHAPE", help="shape of the warm-up: linear (default), cosine, 1-sqrt")
+    add("--cycle-ends", nargs="+", metavar="STEP", help="wsd_s: cumulative steps at which a decayed model is wanted")
+    add("--tokens-per-step", metavar="N", help="tokens of one update, where they cannot be counted from the data")
+    return parser
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our flags, and the script (or `-m module`) with its own arguments.
+
+    >>> split(["--budgets", "1B", "2B", "run.py", "--trunk"])
+    (['--budgets', '1B', '2B'], ['run.py', '--trunk'])
+    """
+    for i, arg in enumerate(argv):
+        if arg == "-m" or arg.endswith(".py") or (not arg.startswith("-") and Path(arg).is_file()):
+            return list(argv[:i]), list(argv[i:])
+    return list(argv), []
+
+
+def main() -> None:
+    """Register the schedules, then run the script as if python had."""
+    ours, target = split(sys.argv[1:])
+    ours = [arg.replace("_", "-") if arg.startswith("--") else arg for arg in ours]
+    parser = flags()
+    given = {name: value for name, value in vars(parser.parse_args(ours)).items() if value}
+    if not target or target == ["-m"]:
+        parser.error("no SCRIPT.py (or -m MODULE) to run")
+    if target[0] != "-m" and not Path(target[0]).is_file():
+        parser.error(f"no script at {target[0]}")
+    from hf_wsd.registration import register
+
+    try:
+        register(**given)
+        run(target)
+    except WSDError as error:  # its message is the repair; a traceback would bury it
+        sys.exit(f"hf_wsd: {error}")
+
+
+def run(target: list[str]) -> None:
+    """Run a script, or a module after `-m`, as `__main__` with its own arguments."""
+    if target[0] == "-m":
+        sys.argv = target[1:]
+        sys.path.insert(0, "")
+        runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = target
+        sys.path.insert(0, str(Path(target[0]).resolve().parent))
+        runpy.run_path(target[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

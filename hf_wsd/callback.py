@@ -1,0 +1,182 @@
+"""`WSDCallback`: what the schedule means for a Trainer - checkpoints, evaluations, logs, records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from hf_wsd.errors import RunError
+from hf_wsd.keeper import Keeper
+from hf_wsd.lineage import RECORD, cut_history, losses_of
+from hf_wsd.randomness import Randomness
+from hf_wsd.schedule import Phase
+from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
+from hf_wsd.settings import Settings
+from hf_wsd.start import Start, refuse_ignored_settings, start_run
+
+logger = logging.get_logger(__name__)
+
+PHASE_NUMBERS = {Phase.WARMUP: 0, Phase.STABLE: 1, Phase.DECAY: 2}  # trackers draw numbers, not words
+
+
+class WSDCallback(TrainerCallback):
+    """Keeps what a WSD run needs kept; does nothing where the scheduler is not a `WSDScheduler`.
+
+    - Before the first step: refuses a run that would not be the one asked for (`hf_wsd.start`).
+    - Saves and evaluates where a decay starts and ends, and at the fork points that `budgets` name.
+    - Links those checkpoints into `_fork-points/`, out of reach of `save_total_limit`.
+    - Puts every random generator back after an evaluation: with dropout an evaluation would change the final weights.
+    - Adds `tokens` and `phase` (0 warm-up, 1 stable, 2 decay) to the logs; writes `wsd.jsonl` and `wsd.json`.
+
+    Its settings are the HF_WSD_* variables (`hf_wsd.settings.Settings`). It evaluates only where the Trainer has an
+    `eval_strategy`: without one nobody can tell whether there is an evaluation set.
+    """
+
+    def __init__(self) -> None:
+        self._scheduler: WSDScheduler | None = None  # None: this run is not ours
+        self._start: Start
+        self._keeper: Keeper
+        self._randomness: Randomness | None = None
+        self._losses: dict[str, float] = {}
+        self._skipped_updates = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the run, work out what to keep, and begin its files."""
+        scheduler, settings = find_wsd_scheduler(lr_scheduler), Settings.from_env()
+        self._scheduler = None
+        if scheduler is None:
+            return refuse_ignored_settings(settings, args)
+        if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
+            return None
+        dataset = getattr(train_dataloader, "dataset", None)
+        self._start = start_run(scheduler, settings, args, state, model=model, dataset=dataset)
+        scheduler.keeper, self._scheduler = self, scheduler
+        self._keeper = Keeper(Path(args.output_dir), self._start.record)
+        self._skipped_updates = self._start.record.skipped_updates
+        state.max_steps = self._start.last_step
+        state.compute_steps(args, state.max_steps)  # a resume would keep the checkpoint's intervals
+        if scheduler.intent == "branch":  # the trunk's best model says nothing about the branch, and could displace it
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+            state.log_history = []
+        if state.is_world_process_zero:
+            self._begin_files(Path(args.output_dir), state)
+        self._randomness = Randomness.now() if args.eval_on_start else None
+
+    def _begin_files(self, run: Path, state: TrainerState) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        cut_history(run, after=state.global_step)
+        resumed = run / f"checkpoint-{state.global_step}"
+        if resumed.is_dir() and not (resumed / RECORD).exists():  # killed between Trainer's save and our record
+            self._save(state)
+        logger.warning(f"hf_wsd: {self._start.record.intent} at step {state.global_step}: {self._start.schedule}")
+        if self._start.plan.decays:
+            logger.warning(f"hf_wsd: fork points that are kept\n{self._start.plan}")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse an update that the schedule does not have."""
+        if self._scheduler is not None:
+            total = self._start.schedule.total_steps
+            if total is not None and state.global_step >= total:
+                raise RunError(f"update {state.global_step} is past the end of the schedule ({total} steps)")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for the saves and evaluations that the schedule and the budgets need."""
+        if self._scheduler is None:
+            return
+        step = state.global_step
+        while (
+            self._scheduler.steps_done < step
+        ):  # after an fp16 overflow Trainer counts the step but skips the scheduler
+            self._scheduler.step()
+            self._skipped_updates += 1
+        kept = step in self._start.kinds
+        ends_a_budget = any(
+            step == decay.end for decay in self._start.plan.decays
+        )  # to compare trunk and decayed model
+        control.should_save |= kept
+        control.should_evaluate |= (kept or ends_a_budget) and args.eval_strategy != "no"
+        self._losses = {}
+        self._before_evaluation(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluations by epoch are due here."""
+        if self._scheduler is not None:
+            self._before_evaluation(control)
+
+    def _before_evaluation(self, control: TrainerControl) -> None:
+        self._randomness = Randomness.now() if control.should_evaluate else None
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the random generators back, and keep the losses for the record."""
+        if self._scheduler is None:
+            return
+        if self._randomness is not None:
+            self._randomness.restore()
+        self._losses |= losses_of(metrics or {})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add tokens and phase to what is logged, and write the row down."""
+        if self._scheduler is None or logs is None:
+            return
+        phase = self._start.schedule.phase(max(state.global_step - 1, 0))
+        if (tokens := self._tokens(state)) is not None:
+            logs["tokens"] = tokens
+        logs["phase"] = PHASE_NUMBERS[phase]
+        if state.is_world_process_zero:
+            numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+            self._keeper.log({"step": state.global_step} | numbers | {"phase": phase.value})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record beside the checkpoint, and keep the checkpoint if it is one to fork from."""
+        if self._scheduler is None:
+            return
+        PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
+        if state.is_world_process_zero:
+            self._save(state)
+
+    def _save(self, state: TrainerState) -> None:
+        kind = self._start.kinds.get(state.global_step)
+        self._keeper.save(
+            state.global_step,
+            kind=kind or "periodic",
+            keep=kind is not None,
+            tokens=self._tokens(state),
+            losses=self._losses,
+            skipped_updates=self._skipped_updates,
+        )
+
+    def _tokens(self, state: TrainerState) -> int | None:
+        """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""
+        per_step = self._start.record.tokens_per_step
+        return state.global_step * per_step if per_step else state.num_input_tokens_seen or None

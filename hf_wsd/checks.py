@@ -1,0 +1,47 @@
+"""Checks of single numbers: each returns the number, or says what was asked, what is allowed and the repair."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from hf_wsd.errors import ScheduleError
+
+
+def count(name: str, value: Any, *, at_least: int = 0) -> int:
+    """`value` as a whole number of steps.
+
+    Raises:
+        ScheduleError: it is no whole number, or below `at_least`; a fraction is named as one.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        repair = f": a fraction is written decay_fraction={value}" if name == "num_decay_steps" else ""
+        raise ScheduleError(f"{name} is a number of steps, not {value!r}{repair}") from None
+    if number < at_least:
+        raise ScheduleError(f"{name} must be at least {at_least}, not {number}")
+    return number
+
+
+def ratio(name: str, value: Any) -> float:
+    """`value` as a multiplier in [0, 1].
+
+    Raises:
+        ScheduleError: it is no number, or outside.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+        return value
+    raise ScheduleError(f"{name} must lie in [0, 1], as a part of the peak lr, not {value!r}")
+
+
+def fraction(name: str, value: Any) -> float:
+    """`value` as a part of a length, strictly between 0 and 1.
+
+    Raises:
+        ScheduleError: it is no number, or outside.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
+        return value
+    hint = f": {value} % is {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
+    raise ScheduleError(f"{name} must lie strictly between 0 and 1, not {value!r}{hint}")

@@ -1,0 +1,156 @@
+"""`hf-wsd`: decay branches, trees and reports from the shell. Results go to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hf_wsd.errors import WSDError
+from hf_wsd.shapes import SHAPES
+
+app = typer.Typer(
+    help="Warmup-Stable-Decay: train one trunk, get a finished model at every budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+out, talk = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The --output_dir of the trunk.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+@app.command()
+def decay(
+    run: RunFolder,
+    budgets: Annotated[
+        list[str] | None, typer.Option(help="Decayed models wanted: tokens (2M, 1.5B) or steps.")
+    ] = None,
+    at: Annotated[list[int] | None, typer.Option(help="Fork points instead: steps of saved checkpoints.")] = None,
+    decay_fraction: Annotated[float | None, typer.Option(help="Decay steps / steps of the decayed model.")] = None,
+    decay_steps: Annotated[int | None, typer.Option(help="The decay in steps instead.")] = None,
+    decay_type: Annotated[str | None, typer.Option(help=f"Shape: {', '.join(SHAPES)}.")] = None,
+    min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train decay branches off RUN's checkpoints: each a finished model. Repeating the command resumes it.
+
+    What is not given is as the trunk was started: its budgets, decay fraction and shape.
+    """
+    from hf_wsd.forking import branch_command, fork, plan_decays, run_branches, show_command
+    from hf_wsd.lineage import read_run
+
+    trunk = read_run(run)
+    settings = trunk.latest.settings
+    plan = plan_decays(
+        trunk, budgets=budgets or (), at=at or (), num_decay_steps=decay_steps, decay_fraction=decay_fraction
+    )
+    if name is not None and len(plan.decays) > 1:
+        raise WSDError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
+    shape = decay_type or settings.get("decay_type") or "1-sqrt"
+    final = settings.get("min_lr_ratio", 0.0) if min_lr_ratio is None else min_lr_ratio
+    branches = [fork(trunk, one, decay_type=shape, final=final, name=name) for one in plan.decays]
+    for branch in branches:
+        talk.print(str(branch) + (" (finished)" if branch.finished else ""))
+        for problem in branch.damage:
+            talk.print(f"  passed over: {problem}")
+    if dry_run:
+        rows = [{"branch": str(b.folder), "argv": branch_command(b)[0], "shell": show_command(b)} for b in branches]
+        return _print_json(rows) if as_json else print("\n".join(str(row["shell"]) for row in rows))
+    failed = [str(branch.folder) for branch, event in run_branches(branches, jobs=jobs) if _tell(branch, event)]
+    if failed:
+        raise WSDError(
+            f"{len(failed)} of {len(branches)} branches failed: {', '.join(failed)}. The command resumes them"
+        )
+    if as_json:
+        _print_json([{"branch": str(b.folder), "fork": b.record.step, "end": b.end} for b in branches])
+    talk.print(f"next: hf-wsd report {run}")
+
+
+def _tell(branch: Any, event: str) -> bool:
+    """Say what happened to a branch; True if it failed."""
+    if event == "started":
+        step = branch.checkpoint.name.removeprefix("checkpoint-")
+        talk.print(
+            f"{branch.folder.name}: training from step {step} to {branch.end}, log in {branch.folder / 'run.log'}"
+        )
+        return False
+    talk.print(f"{branch.folder.name}: {event}")
+    return event != "finished"
+
+
+app.command("fork", hidden=True)(decay)
+
+
+@app.command("anneal", hidden=True)
+@app.command("cooldown", hidden=True)
+def other_words() -> None:
+    """Other systems' words for a decay."""
+    raise WSDError("did you mean `hf-wsd decay`? It takes a RUN and trains decayed models off its checkpoints")
+
+
+@app.command()
+def tree(run: RunFolder, as_json: AsJson = False) -> None:
+    """Show RUN and its branches: checkpoints kept and why, losses, what is running."""
+    from hf_wsd.lineage import read_run
+    from hf_wsd.report import make_report, render_tree
+
+    family = read_run(run)
+    if as_json:
+        return _print_json(make_report(family).to_dict())
+    out.print(render_tree(family))
+
+
+@app.command()
+def report(run: RunFolder, as_json: AsJson = False) -> None:
+    """Table, cost and picture of RUN's family; written to RUN/report.md, .json and .png."""
+    from hf_wsd.lineage import read_run
+    from hf_wsd.report import make_report, write_report
+
+    files = write_report(run)
+    result = make_report(read_run(run))
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        out.print(result.to_table() if out.is_terminal else result.to_markdown(), markup=False)
+    talk.print(f"written: {', '.join(str(file) for file in files.values())}")
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Folder of the demo's trunk.")] = Path("demo"),
+) -> None:
+    """Train a 0.5M-parameter GPT-2 trunk on the embedded corpus, four decay branches, and report. About six minutes."""
+    from hf_wsd.demo import train_trunk
+
+    train_trunk(output_dir)
+    decay(output_dir)
+    report(output_dir)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    """The console script: errors of ours are one message, Ctrl-C says how to go on."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running branches are ended too
+    try:
+        app()
+    except WSDError as error:
+        sys.exit(f"hf-wsd: {error}")
+    except KeyboardInterrupt:
+        sys.exit("hf-wsd: interrupted; repeat the command to go on from the newest checkpoints")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What a run leaves on disk beside Trainer's own files: records, history rows, kept checkpoints.
+
+Nothing here may stop a training that can go on: a full disk or a lost mount is logged and tried again at the next save.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_wsd.checkpoint import FORK_POINTS
+from hf_wsd.lineage import Lineage, append_history
+
+logger = logging.get_logger(__name__)
+
+
+class Keeper:
+    """Writes the files of one run, on the main process alone.
+
+    Args:
+        run: the run's folder.
+        base: the record that all checkpoints of the run share.
+    """
+
+    def __init__(self, run: Path, base: Lineage) -> None:
+        self.run = run
+        self.base = base
+        self._owed: dict[int, Callable[[], None]] = {}
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the run's history."""
+        try:
+            append_history(self.run, row)
+        except OSError as error:
+            logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
+
+    def save(self, step: int, *, kind: str, keep: bool, **changes: Any) -> None:
+        """Write the record of checkpoint-`step`, and link the checkpoint if it is to be kept for good."""
+        checkpoint = self.run / f"checkpoint-{step}"
+        record = replace(
+            self.base, step=step, kind=kind, saved_at=datetime.now(UTC).isoformat("T", "seconds"), **changes
+        )
+
+        def write() -> None:
+            record.write(checkpoint)
+            if keep:
+                link_checkpoint(checkpoint, self.run / FORK_POINTS / checkpoint.name)
+
+        self._owed[step] = write
+        for owed_step in sorted(self._owed):
+            try:
+                self._owed[owed_step]()
+                del self._owed[owed_step]
+            except OSError as error:
+                logger.error(
+                    f"hf_wsd: the record or the kept copy of checkpoint-{owed_step} could not be written ({error}); "
+                    "training goes on and the next save tries again"
+                )
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Make `target` a copy of a checkpoint that costs no space: hard links, or real copies across devices.
+
+    A copy and not a symlink, because Trainer's rotation deletes what a symlink points to. An older copy is replaced:
+    torch.save truncates in place, so a checkpoint saved twice writes through its old links.
+    """
+    new = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(source, new, copy_function=_link_or_copy)
+    if target.exists():
+        shutil.rmtree(target)
+    new.replace(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages on which a run's bits depend."""
+    versions = {}
+    for name in ("hf-wsd", "torch", "transformers", "accelerate", "datasets"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,255 @@
+"""The schedule: one pure object from which every lr, phase, checkpoint and cost of a run is derived.
+
+Steps follow transformers' convention: update u (0-based) uses `schedule(u)`; a warm-up of W steps reaches the peak at
+u = W; a decay of D steps up to T runs from update T - D to T - 1 and its last update has progress (D - 1) / D. A
+*checkpoint at step k* means that k updates are done. Multipliers are lr / peak lr, in [0, 1].
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from hf_wsd.checks import count, ratio
+from hf_wsd.errors import ForkError, ResumeError, ScheduleError
+from hf_wsd.shapes import find_shape
+
+SCHEMA = 1
+
+
+class Phase(StrEnum):
+    """What a stretch of updates is for."""
+
+    WARMUP = "warmup"
+    STABLE = "stable"
+    DECAY = "decay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A stretch of updates that follows one curve.
+
+    Args:
+        phase: what the stretch is for.
+        steps: number of updates, at least 1; None is open-ended (a constant, and last in its schedule).
+        start: multiplier of the first update, in [0, 1].
+        end: multiplier that the curve tends to, in [0, 1].
+        shape: "constant", a warm-up shape in phase WARMUP, else a decay shape.
+
+    Raises:
+        ScheduleError: the numbers do not fit. ShapeError: the shape is unknown or cannot reach `end`.
+    """
+
+    phase: Phase
+    steps: int | None
+    start: float = 1.0
+    end: float = 1.0
+    shape: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            count("steps of a segment", self.steps, at_least=1)
+        for name in ("start", "end"):
+            ratio(f"{name} of a segment", getattr(self, name))
+        if self.shape != "constant":
+            self._curve  # an unknown shape fails here, not when the decay starts  # noqa: B018
+        if self.shape == "constant" and self.start != self.end:
+            raise ScheduleError(f"a constant segment cannot go from {self.start:g} to {self.end:g}: name a shape")
+        if self.steps is None and self.shape != "constant":
+            raise ScheduleError(f"a {self.shape} {self.phase.value} needs a number of steps: only a constant is open")
+
+    @cached_property
+    def _curve(self) -> Any:
+        return find_shape(self.shape, end=self.end, warmup=self.phase is Phase.WARMUP).curve
+
+    def multiplier(self, i: int) -> float:
+        """Multiplier of update i of this stretch; past its end, `end`."""
+        if self.steps is None or i >= self.steps or self.shape == "constant":
+            return self.end
+        return float(self._curve(float(i) / float(self.steps), self.start, self.end))
+
+    def __str__(self) -> str:
+        length = "open-ended" if self.steps is None else f"{self.steps} steps"
+        curve = f"at {self.end:g}" if self.shape == "constant" else f"{self.shape} {self.start:g} -> {self.end:g}"
+        return f"{self.phase.value} {curve}, {length}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A tuple of segments as a function: `schedule(step)` is the lr of update `step` over the peak lr.
+
+    >>> from hf_wsd.builders import wsd
+    >>> schedule = wsd(100, num_warmup_steps=10, num_decay_steps=20, decay_type="linear")
+    >>> [schedule(u) for u in (0, 5, 10, 79, 80, 90, 99, 100)]
+    [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.050000000000000044, 0.0]
+    >>> schedule.phase(80).value, schedule.total_steps, schedule.checkpoint_steps()
+    ('decay', 100, {80: 'pre-decay', 100: 'post-decay'})
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ScheduleError("a schedule needs at least one segment")
+        for segment in self.segments[:-1]:
+            if segment.steps is None:
+                raise ScheduleError(f"only the last segment may be open-ended, not '{segment}'")
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        starts = [0]
+        for segment in self.segments[:-1]:
+            starts.append(starts[-1] + (segment.steps or 0))
+        return tuple(starts)
+
+    def _locate(self, step: int) -> int:
+        if step < 0:
+            raise ScheduleError(f"a schedule starts at step 0, not {step}")
+        return bisect_right(self._starts, step) - 1
+
+    def __call__(self, step: int) -> float:
+        """Multiplier of update `step` (0-based), in [0, 1]; past the end, where the last segment ends."""
+        index = self._locate(step)
+        return self.segments[index].multiplier(step - self._starts[index])
+
+    def phase(self, step: int) -> Phase:
+        """Phase of update `step` (0-based); past the end, that of the last segment."""
+        return self.segments[self._locate(step)].phase
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of updates, or None for an open-ended schedule."""
+        last = self.segments[-1].steps
+        return None if last is None else self._starts[-1] + last
+
+    def spans(self) -> Iterator[tuple[int, int | None, Segment]]:
+        """The segments with their first update and the one after their last (None: open)."""
+        for start, segment in zip(self._starts, self.segments, strict=True):
+            yield start, None if segment.steps is None else start + segment.steps, segment
+
+    def checkpoint_steps(self) -> dict[int, str]:
+        """The steps at which a checkpoint must be kept: where each decay starts and where it ends."""
+        marks: dict[int, str] = {}
+        previous = None
+        for start, _, segment in self.spans():
+            if segment.phase is Phase.DECAY and previous is not Phase.DECAY and start > 0:
+                marks[start] = "pre-decay"
+            if previous is Phase.DECAY and segment.phase is not Phase.DECAY:
+                marks[start] = "post-decay"
+            previous = segment.phase
+        if previous is Phase.DECAY and self.total_steps is not None:
+            marks[self.total_steps] = "post-decay"
+        return marks
+
+    def fork(self, at: int, *, decay_steps: int, shape: str = "1-sqrt", final: float = 0.0) -> Schedule:
+        """This schedule up to the checkpoint at step `at`, then a decay.
+
+        Args:
+            at: fork point; update `at` - 1 must be stable, or the last of the warm-up.
+            decay_steps: updates of the decay, at least 1.
+            shape: a key of `SHAPES`.
+            final: multiplier at the end, in [0, 1].
+
+        Raises:
+            ForkError: the fork point is in the warm-up, in a decay, or past the end.
+
+        >>> from hf_wsd.builders import wsd
+        >>> trunk = wsd(num_warmup_steps=10, num_decay_steps=0)
+        >>> trunk.fork(80, decay_steps=20) == wsd(100, num_warmup_steps=10, num_decay_steps=20)
+        True
+        """
+        count("decay_steps", decay_steps, at_least=1)
+        self._check_fork_point(at)
+        kept = self._until(at)
+        decay = Segment(phase=Phase.DECAY, steps=decay_steps, start=kept[-1].end, end=final, shape=shape)
+        return Schedule((*kept, decay))
+
+    def _check_fork_point(self, at: int) -> None:
+        count("fork point", at, at_least=1)
+        if self.total_steps is not None and at > self.total_steps:
+            raise ForkError(f"cannot fork at step {at}: the trunk ends at step {self.total_steps}.")
+        start, end, segment = list(self.spans())[self._locate(at - 1)]
+        warming_up = segment.phase is Phase.WARMUP
+        if segment.phase is Phase.DECAY or (warming_up and at != end):
+            raise ForkError(
+                f"cannot fork at step {at}: update {at - 1} is in the {segment.phase.value} phase "
+                f"({start}-{(end or at) - 1}). Nearest stable checkpoint: {end if warming_up else start}."
+            )
+
+    def _until(self, step: int | None) -> tuple[Segment, ...]:
+        """The segments that updates 0 to `step` - 1 need; constants cut there, equal neighbours merged."""
+        kept: list[Segment] = []
+        for start, end, segment in self.spans():
+            if step is not None and start >= step:
+                break
+            if segment.shape == "constant":
+                stop = min((n for n in (end, step) if n is not None), default=None)
+                if kept and replace(segment, steps=kept[-1].steps) == kept[-1]:
+                    start -= kept.pop().steps or 0
+                segment = replace(segment, steps=None if stop is None else stop - start)
+            kept.append(segment)
+        return tuple(kept)
+
+    def difference(self, other: Schedule, *, until: int | None = None) -> str | None:
+        """The first difference to `other` in updates 0 to `until` - 1 (None: all) in words; None if there is none."""
+        mine, theirs = self._until(until), other._until(until)
+        start = 0
+        for a, b in zip((*mine, None), (*theirs, None), strict=False):
+            if a != b:
+                return f"from step {start}: {a or 'the end'} | {b or 'the end'}"
+            start += (a.steps or 0) if a else 0
+        return None
+
+    def agrees_with(self, other: Schedule, *, until: int) -> bool:
+        """Whether updates 0 to `until` - 1 have the same lr and phase in both."""
+        return self.difference(other, until=until) is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `Schedule.from_dict` gives back an equal schedule."""
+        return {"schema": SCHEMA, "segments": [asdict(s) | {"phase": s.phase.value} for s in self.segments]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Schedule:
+        """The schedule that `to_dict` wrote.
+
+        Raises:
+            ScheduleError: another schema, or fields that are missing or unknown.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ScheduleError(f"schedule of schema {data.get('schema')!r}: this version of hf_wsd reads {SCHEMA}")
+        try:
+            return cls(tuple(Segment(**{**s, "phase": Phase(s["phase"])}) for s in data["segments"]))
+        except (KeyError, TypeError) as error:
+            raise ScheduleError(f"damaged schedule: {error}") from error
+
+    def __str__(self) -> str:
+        return "; ".join(str(segment) for segment in self.segments)
+
+
+def derive_intent(stored: Schedule, asked: Schedule, *, step: int) -> str:
+    """What a resume at `step` is: "continue" (nothing changed), "branch" (a decay of its own) or "extend" (longer).
+
+    Raises:
+        ResumeError: the two schedules differ in an update that is already done.
+
+    >>> from hf_wsd.builders import wsd
+    >>> trunk, model = wsd(num_decay_steps=0), wsd(100, num_decay_steps=20)
+    >>> derive_intent(trunk, trunk, step=80), derive_intent(trunk, model, step=80)
+    ('continue', 'branch')
+    >>> derive_intent(model, wsd(200, num_decay_steps=20), step=80)
+    'extend'
+    """
+    if stored.difference(asked) is None:
+        return "continue"
+    if (difference := stored.difference(asked, until=step)) is not None:
+        raise ResumeError(
+            f"the checkpoint at step {step} was trained with another schedule than the one asked for; {difference} "
+            "(checkpoint | asked). The past of a run cannot change: give the settings it was trained with or start anew"
+        )
+    if stored.total_steps is None or asked.phase(step) is Phase.DECAY:
+        return "branch"
+    return "extend" if asked.total_steps is None or asked.total_steps > stored.total_steps else "branch"

@@ -1,0 +1,173 @@
+"""`WSDScheduler`: a `Schedule` applied to a torch optimizer, and `get_scheduler` with transformers' signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hf_wsd.errors import ResumeError, SettingsError
+from hf_wsd.schedule import Schedule, derive_intent
+from hf_wsd.settings import BUILDERS, build_schedule
+
+
+class WSDScheduler(LRScheduler):
+    """Sets each parameter group's lr to its base lr times `schedule(step)`.
+
+    One `step()` is one schedule step. A `LambdaLR` would not do: it keeps the lr of the *old* schedule for the first
+    update after a resume, and a callable object inside it is overwritten by the checkpoint, so that a branch never
+    decays. Here a checkpoint restores the step alone; its schedule and peak lrs are compared.
+
+    It has no `__call__` (DeepSpeed would take it for a factory) and no attribute `total_steps` (accelerate's wrapper
+    would stop stepping there): ask `.schedule`.
+
+    Args:
+        optimizer: the optimizer; its groups' lrs are the peak lrs.
+        schedule: the schedule.
+        last_epoch: steps done - 1, as in torch; -1 starts anew.
+
+    Attributes:
+        schedule: the schedule.
+        intent: "start", or what the last `load_state_dict` was: "continue", "branch" or "extend".
+        keeper: the callback that looks after this run, if there is one.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        self.schedule = schedule
+        self.intent = "start"
+        self.keeper: object | None = None
+        super().__init__(optimizer, last_epoch)
+        # Loading an optimizer restores the lr that was current when it was saved. Trainer loads it before the
+        # scheduler, others after: then the stale lr would win. Accelerate's wrapper forwards no hooks.
+        getattr(optimizer, "optimizer", optimizer).register_load_state_dict_post_hook(self._after_optimizer_load)
+
+    @property
+    def steps_done(self) -> int:
+        """Number of schedule steps taken; torch calls it last_epoch."""
+        return int(self.last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """The lr of the next update, one per parameter group."""
+        multiplier = self.schedule(self.last_epoch)
+        return [base_lr * multiplier for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts: step, peak lrs, schedule.
+
+        The names are those of `LambdaLR`, so that stock transformers resumes the checkpoint too.
+        """
+        return {
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+            "base_lrs": list(self.base_lrs),
+            "_last_lr": list(self._last_lr),
+            "lr_lambdas": [None] * len(self.base_lrs),
+            "schedule": self.schedule.to_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the step, compare the rest, and set the lr of the next update at once.
+
+        Raises:
+            ResumeError: the state has no schedule, another past, or other peak lrs.
+        """
+        if "schedule" not in state_dict:
+            raise ResumeError(
+                "the checkpoint's scheduler state has no wsd schedule (another scheduler wrote it), so nobody can tell "
+                "whether its past agrees with this run. Resume it with the scheduler that trained it"
+            )
+        step = int(state_dict["last_epoch"])
+        intent = derive_intent(Schedule.from_dict(state_dict["schedule"]), self.schedule, step=step)
+        if list(state_dict["base_lrs"]) != list(self.base_lrs):
+            raise ResumeError(
+                f"the checkpoint was trained with peak lr {_peaks(state_dict['base_lrs'])}, this run asks for "
+                f"{_peaks(self.base_lrs)}: give --learning_rate {state_dict['base_lrs'][0]:g}, or start anew"
+            )
+        self.intent = intent
+        self.last_epoch = step
+        self._step_count = step + 1
+        self._apply()
+
+    def _apply(self) -> None:
+        self._last_lr = self.get_lr()
+        for group, base_lr, lr in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
+            group["initial_lr"] = base_lr
+            group["lr"] = lr
+
+    def _after_optimizer_load(self, optimizer: Optimizer) -> None:
+        self._apply()
+
+
+def _peaks(lrs: list[float]) -> str:
+    return ", ".join(f"{lr:g}" for lr in lrs)
+
+
+def get_scheduler(
+    name: Any,
+    optimizer: Optimizer,
+    num_warmup_steps: int | None = None,
+    num_training_steps: int | None = None,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+) -> LRScheduler:
+    """The scheduler of that name: "wsd" and "wsd_s" are ours, any other is transformers' own.
+
+    Args:
+        name: "wsd", "wsd_s" or a name of transformers.
+        optimizer: the optimizer; its groups' lrs are the peak lrs.
+        num_warmup_steps: updates of the warm-up; None is 0 for our names.
+        num_training_steps: updates of the run; may be None for a trunk.
+        scheduler_specific_kwargs: keyword arguments of `hf_wsd.wsd` or `hf_wsd.wsd_s`.
+
+    Raises:
+        WSDError: an unknown or doubled setting, or lengths that do not fit.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    >>> get_scheduler("wsd", optimizer, 10, 100, {"decay_fraction": 0.2}).schedule.checkpoint_steps()
+    {80: 'pre-decay', 100: 'post-decay'}
+    """
+    if getattr(name, "value", name) in BUILDERS:
+        return make_scheduler(
+            getattr(name, "value", name),
+            optimizer,
+            num_warmup_steps=num_warmup_steps or 0,
+            num_training_steps=num_training_steps,
+            **(scheduler_specific_kwargs or {}),
+        )
+    from transformers import get_scheduler as transformers_get_scheduler
+
+    return transformers_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+
+
+def make_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    *,
+    num_warmup_steps: int = 0,
+    num_training_steps: int | None = None,
+    last_epoch: int = -1,
+    **kwargs: Any,
+) -> WSDScheduler:
+    """A `WSDScheduler` from transformers' arguments: what the registered names call.
+
+    Raises:
+        WSDError: as in `get_scheduler`.
+    """
+    schedule = build_schedule(
+        name, num_training_steps=num_training_steps, num_warmup_steps=num_warmup_steps, kwargs=kwargs
+    )
+    return WSDScheduler(optimizer, schedule, last_epoch)
+
+
+def find_wsd_scheduler(scheduler: Any) -> WSDScheduler | None:
+    """The `WSDScheduler` inside whatever wrapper accelerate or DeepSpeed put around it, or None.
+
+    Raises:
+        SettingsError: wrappers nested without end.
+    """
+    for _ in range(8):
+        if scheduler is None or isinstance(scheduler, WSDScheduler):
+            return scheduler
+        scheduler = getattr(scheduler, "scheduler", None)
+    raise SettingsError("the lr scheduler is wrapped more than eight times: no WSDScheduler found inside")

@@ -1,0 +1,214 @@
+"""From what users type to a `Schedule`: names are checked and values cast here, once.
+
+A setting comes from `--lr_scheduler_kwargs`, from a flag of the launcher, or from an HF_WSD_* environment variable. The
+launcher turns its flags into those variables, so every process that it starts sees the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.checks import count
+from hf_wsd.errors import ScheduleError, SettingsError, unknown
+from hf_wsd.lineage import Lineage
+from hf_wsd.plan import Length
+from hf_wsd.schedule import Schedule
+
+BUILDERS: dict[str, Callable[..., Schedule]] = {"wsd": wsd, "wsd_s": wsd_s}
+NAMES = tuple(BUILDERS)
+
+
+def _whole_number(value: Any) -> int | float:
+    number = float(value)  # transformers turns "10" into an int and leaves "1e-3" a string
+    return int(number) if number.is_integer() and not isinstance(value, bool) else number
+
+
+def _list(value: Any) -> list[int | float]:
+    return [_whole_number(v) for v in (value.replace(",", " ").split() if isinstance(value, str) else value)]
+
+
+_CASTS: dict[str, Callable[[Any], Any]] = {
+    "num_decay_steps": _whole_number,
+    "num_stable_steps": _whole_number,
+    "decay_fraction": float,
+    "min_lr_ratio": float,
+    "cycle_ends": _list,
+    "decay_type": str,
+    "warmup_type": str,
+    "tokens_per_step": _whole_number,
+}
+_KWARGS = [name for name in _CASTS if name != "tokens_per_step"]  # the settings that builders take
+
+
+def cast(name: str, value: Any) -> Any:
+    """The value of a schedule setting in its type; strings, numbers and lists are understood.
+
+    Raises:
+        SettingsError: the value cannot be read as what the setting is.
+
+    >>> cast("decay_fraction", "1e-1"), cast("cycle_ends", ["100", 200])
+    (0.1, [100, 200])
+    """
+    try:
+        return None if value is None else _CASTS[name](value)
+    except (TypeError, ValueError):
+        raise SettingsError(f"{name}={value!r} cannot be read as a {_CASTS[name].__name__.strip('_')}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run was asked for beside its script: flags of the launcher, or HF_WSD_* variables.
+
+    Args:
+        trunk: train at the peak lr without an end date.
+        budgets: lengths of the decayed models that will be wanted; their fork points are kept.
+        num_decay_steps, decay_fraction: length of the decays, as in `wsd`.
+        decay_type, min_lr_ratio, warmup_type, cycle_ends: as in `wsd` and `wsd_s`.
+        tokens_per_step: tokens of one update, where they cannot be counted from the data.
+        branch: folder of the branch that this process runs; its record decides the schedule.
+    """
+
+    trunk: bool = False
+    budgets: tuple[str, ...] = ()
+    num_decay_steps: int | None = None
+    decay_fraction: float | None = None
+    decay_type: str | None = None
+    min_lr_ratio: float | None = None
+    warmup_type: str | None = None
+    cycle_ends: tuple[int, ...] = ()
+    tokens_per_step: int | None = None
+    branch: str | None = None
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            Length(budget)
+        if self.trunk and self.cycle_ends:
+            raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """The settings in HF_WSD_* variables.
+
+        Raises:
+            SettingsError: an HF_WSD_* variable that does not exist, or a value that cannot be read.
+
+        >>> Settings.from_env({"HF_WSD_TRUNK": "1", "HF_WSD_BUDGETS": "1M 2M"}).budgets
+        ('1M', '2M')
+        """
+        known = {f"HF_WSD_{field.name.upper()}": field.name for field in fields(cls)}
+        variables = [name for name in env if name.startswith("HF_WSD_")]
+        for name in variables:
+            if name not in known:
+                raise SettingsError(unknown("variable", name, known))
+        return cls.make(**{known[name]: env[name] for name in variables})
+
+    @classmethod
+    def make(cls, **given: Any) -> Settings:
+        """The settings of those names; texts are read, numbers and lists taken as they are.
+
+        Raises:
+            SettingsError: a name that does not exist, or a value that cannot be read.
+
+        >>> Settings.make(budgets=["1M", 500], decay_fraction="0.2").given()
+        {'budgets': ['1M', '500'], 'decay_fraction': 0.2}
+        """
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise SettingsError(unknown("setting", name, names))
+        return cls(**{name: cls._read(name, value) for name, value in given.items() if value is not None})
+
+    @staticmethod
+    def _read(name: str, value: Any) -> Any:
+        if name == "trunk":
+            return str(value).lower() not in ("", "0", "false", "no")
+        if name == "budgets":
+            return tuple(value.replace(",", " ").split() if isinstance(value, str) else map(str, value))
+        if name == "branch":
+            return str(value)
+        value = cast(name, value)
+        if name == "tokens_per_step":
+            count(name, value, at_least=1)
+        return tuple(value) if isinstance(value, list) else value
+
+    def to_env(self) -> dict[str, str]:
+        """The HF_WSD_* variables that `from_env` reads back."""
+        texts = {}
+        for name, value in self.given().items():
+            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            texts[f"HF_WSD_{name.upper()}"] = text
+        return texts
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were set at all, JSON-ready."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: value for name, value in values.items() if value not in (None, False, [])}
+
+    def decay_kwargs(self) -> dict[str, Any]:
+        """The settings that describe a decay's length, for `Plan`."""
+        return {"num_decay_steps": self.num_decay_steps, "decay_fraction": self.decay_fraction}
+
+    def schedule_kwargs(self) -> dict[str, Any]:
+        """The settings as keyword arguments of a builder; those of a trunk's later decays are not among them."""
+        kwargs = {name: value for name, value in self.given().items() if name in _KWARGS}
+        if self.trunk:
+            kwargs = {k: v for k, v in kwargs.items() if k not in ("decay_fraction", "num_decay_steps")}
+            kwargs["num_decay_steps"] = 0
+        return kwargs
+
+
+def build_schedule(
+    name: str,
+    *,
+    num_training_steps: int | None,
+    num_warmup_steps: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+) -> Schedule:
+    """The schedule that a name, the run's length and the settings of all sources describe.
+
+    Args:
+        name: "wsd" or "wsd_s".
+        num_training_steps: updates of the run, as the Trainer counts them.
+        num_warmup_steps: updates of the warm-up.
+        kwargs: `lr_scheduler_kwargs`, as parsed by transformers (numbers may still be strings).
+        settings: None reads the HF_WSD_* variables.
+
+    Raises:
+        SettingsError: an unknown or doubled name. ScheduleError: lengths that do not fit.
+    """
+    if name not in BUILDERS:
+        raise SettingsError(unknown("schedule", name, BUILDERS))
+    settings = Settings.from_env() if settings is None else settings
+    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
+    allowed = [key for key in inspect.signature(BUILDERS[name]).parameters if key in _KWARGS]
+    ours = settings.schedule_kwargs()
+    for key in (*given, *ours):
+        if key not in allowed:
+            raise SettingsError(f"{unknown('setting', key, allowed)} (lr_scheduler_type {name})")
+    given = {key: cast(key, value) for key, value in given.items()}
+    for key in given.keys() & ours.keys():
+        if given[key] != ours[key]:
+            raise SettingsError(
+                f"{key} is given twice: {given[key]!r} in lr_scheduler_kwargs, {ours[key]!r} by a flag of the launcher "
+                f"or HF_WSD_{key.upper()}. Keep one"
+            )
+    if settings.branch:
+        return _branch_schedule(settings.branch, num_training_steps)
+    return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **{**ours, **given})
+
+
+def _branch_schedule(folder: str, num_training_steps: int | None) -> Schedule:
+    schedule = Lineage.read(Path(folder)).schedule
+    if num_training_steps not in (None, schedule.total_steps):
+        raise ScheduleError(
+            f"the branch in {folder} ends at step {schedule.total_steps} but the script trains to "
+            f"{num_training_steps}: does it ignore --max_steps?"
+        )
+    return schedule

@@ -1,0 +1,214 @@
+"""What a run is, worked out before its first step: refused if it is not the one asked for, else a `Start`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerState, TrainingArguments
+
+from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
+from hf_wsd.command import capture_command
+from hf_wsd.errors import CheckpointError, RunError, ScheduleError, SettingsError
+from hf_wsd.keeper import package_versions
+from hf_wsd.lineage import RECORD, Lineage, Parent
+from hf_wsd.plan import Plan
+from hf_wsd.randomness import unchanged_randomness
+from hf_wsd.samples import Samples, take_samples
+from hf_wsd.schedule import Schedule
+from hf_wsd.scheduler import WSDScheduler
+from hf_wsd.settings import NAMES, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A run as it begins.
+
+    Args:
+        record: what the records of all its checkpoints share.
+        plan: the decays that its budgets ask for.
+        kinds: the steps whose checkpoints are kept for good, and why.
+        last_step: where the run stops.
+    """
+
+    record: Lineage
+    plan: Plan
+    kinds: dict[int, str]
+    last_step: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the run."""
+        return self.record.schedule
+
+
+def refuse_ignored_settings(settings: Settings, args: TrainingArguments) -> None:
+    """Raise SettingsError if the user asked for something that a scheduler which is not ours would ignore."""
+    if given := ", ".join(settings.given()):
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise SettingsError(
+            f"{given} would be ignored: the script's scheduler is {name}. Add --lr_scheduler_type wsd (or "
+            f"{' or '.join(n for n in NAMES if n != 'wsd')}), or leave the setting (a launcher flag or an HF_WSD_* "
+            "variable) out"
+        )
+
+
+def start_run(
+    scheduler: WSDScheduler,
+    settings: Settings,
+    args: TrainingArguments,
+    state: TrainerState,
+    *,
+    model: Any,
+    dataset: Any,
+) -> Start:
+    """The `Start` of a run whose scheduler, model and data stand ready.
+
+    Raises:
+        WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
+    """
+    planned = Lineage.read(Path(settings.branch)) if settings.branch else None
+    _check_checkpoint(scheduler, args, state)
+    if planned is not None:
+        _check_branch(Path(str(settings.branch)), planned, args, state)
+    _check_length(scheduler.schedule, args, state)
+    with unchanged_randomness():  # a dataset may draw random numbers to make a sample
+        samples = take_samples(dataset)
+    tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
+    plan = Plan(decays=(), tokens_per_step=tokens_per_step)
+    if planned is None and settings.budgets:
+        plan = _plan(scheduler.schedule, settings, tokens_per_step, args, state)
+    last_step = int(state.max_steps)
+    if scheduler.schedule.total_steps is None and plan.decays and args.max_steps <= 0:
+        last_step = plan.trunk_steps  # a trunk whose length nobody gave in steps ends at its last fork point
+    forks = {decay.fork: "fork" for decay in plan.decays}
+    return Start(
+        record=_record(scheduler, settings, args, state, model, samples, plan, planned),
+        plan=plan,
+        kinds={last_step: "end"} | forks | scheduler.schedule.checkpoint_steps(),
+        last_step=last_step,
+    )
+
+
+def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: TrainerState) -> None:
+    """Trainer goes on silently with a fresh optimizer and schedule where their files are missing."""
+    resumed = args.resume_from_checkpoint
+    for folder in (resumed, os.path.join(args.output_dir, f"checkpoint-{state.global_step}")):
+        if state.global_step and isinstance(folder, str) and os.path.isdir(folder):
+            check_checkpoint(Path(folder))
+            break
+    if scheduler.steps_done != state.global_step:
+        raise CheckpointError(
+            f"the checkpoint is at step {state.global_step} but the schedule at step {scheduler.steps_done}: its "
+            "optimizer or scheduler state is missing. Resume from a checkpoint that has both (saved without "
+            "--save_only_model)"
+        )
+
+
+def _check_branch(folder: Path, planned: Lineage, args: TrainingArguments, state: TrainerState) -> None:
+    """A script that ignores the flags of a branch would overwrite its trunk, or start anew."""
+    if Path(args.output_dir).resolve() != folder.resolve():
+        raise RunError(
+            f"the branch belongs into {folder} but the script writes to {args.output_dir}: it ignores --output_dir"
+        )
+    begun = state.global_step in saved_checkpoints(folder)
+    if state.global_step != planned.step and not begun:
+        raise RunError(
+            f"the branch starts at step {planned.step} but the script starts at step {state.global_step}: it ignores "
+            "--resume_from_checkpoint. Have it call trainer.train(resume_from_checkpoint="
+            "training_args.resume_from_checkpoint)"
+        )
+
+
+def _check_length(schedule: Schedule, args: TrainingArguments, state: TrainerState) -> None:
+    total = schedule.total_steps
+    if state.global_step >= state.max_steps:
+        raise RunError(
+            f"nothing is left to train: the checkpoint is at step {state.global_step} and the run ends at step "
+            f"{state.max_steps}. Give a larger --max_steps, or another --output_dir"
+        )
+    if total is not None and total != state.max_steps:
+        raise ScheduleError(
+            f"the schedule has {total} steps but the run has {state.max_steps}: give --max_steps {total}"
+        )
+    if total is None and 0 < args.warmup_steps < 1:
+        raise ScheduleError(
+            f"a trunk has no length of which {args.warmup_steps:g} could be the warm-up: it would move with max_steps. "
+            f"Give --warmup_steps as a number of steps, for example {args.get_warmup_steps(state.max_steps)}"
+        )
+    if total is None and args.save_only_model:
+        raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
+
+
+def _plan(
+    schedule: Schedule, settings: Settings, tokens_per_step: int | None, args: TrainingArguments, state: TrainerState
+) -> Plan:
+    plan = Plan.of_budgets(settings.budgets, tokens_per_step=tokens_per_step, **settings.decay_kwargs())
+    for decay in plan.decays:
+        schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
+    if plan.trunk_steps > state.max_steps:
+        raise ScheduleError(
+            f"the budgets need a trunk of {plan.trunk_steps} steps, but the run ends at step {state.max_steps}: give "
+            f"--max_steps {plan.trunk_steps}, more epochs, or smaller budgets"
+        )
+    return plan
+
+
+def _tokens_per_step(samples: Samples, args: TrainingArguments) -> int | None:
+    if samples.tokens_per_sample is None:
+        return None
+    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(samples.tokens_per_sample * samples_per_step)
+
+
+def _record(
+    scheduler: WSDScheduler,
+    settings: Settings,
+    args: TrainingArguments,
+    state: TrainerState,
+    model: Any,
+    samples: Samples,
+    plan: Plan,
+    planned: Lineage | None,
+) -> Lineage:
+    intent, parent = scheduler.intent, _parent(args, state) if scheduler.intent in ("branch", "extend") else None
+    if planned is not None:
+        intent, parent = "branch", planned.parent
+    resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    before = Lineage.read(resumed) if (resumed / RECORD).exists() else None
+    if before is not None and scheduler.intent == "continue":
+        intent, parent = before.intent, before.parent
+    return Lineage(
+        step=state.global_step,
+        kind="periodic",
+        schedule=scheduler.schedule,
+        intent=intent,
+        parent=parent,
+        requested=planned.requested if planned else None,
+        tokens_per_step=plan.tokens_per_step,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        peak_lrs=tuple(scheduler.base_lrs),
+        setup={
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "world_size": args.world_size,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "threads": torch.get_num_threads(),
+        },
+        settings=settings.given(),
+        data=samples.fingerprint,
+        skipped_updates=before.skipped_updates if before else 0,
+        command=capture_command(args.world_size),
+        versions=package_versions(),
+    )
+
+
+def _parent(args: TrainingArguments, state: TrainerState) -> Parent:
+    path = args.resume_from_checkpoint
+    known = os.path.relpath(path, args.output_dir) if isinstance(path, str) and os.path.isdir(path) else "unknown"
+    return Parent(checkpoint=known, step=state.global_step)
