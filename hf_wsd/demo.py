@@ -54,7 +54,6 @@ def train_trunk(run: Path) -> None:
 
 def _is_finished(run: Path) -> bool:
     try:
-        records = read_run(run).records
+        return read_run(run).finished
     except RecordError:
         return False
-    return any(record.kind == "end" for record in records.values())

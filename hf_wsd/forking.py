@@ -47,7 +47,7 @@ class Branch:
     @property
     def end(self) -> int:
         """The step at which the model ends."""
-        return self.record.schedule.total_steps or 0
+        return self.record.last_step or 0
 
     def __str__(self) -> str:
         per_step = self.record.tokens_per_step
@@ -90,6 +90,7 @@ def fork(
         record,
         kind="planned",
         schedule=schedule,
+        last_step=decay.end,
         intent="branch",
         parent=Parent(checkpoint=os.path.relpath(parent, folder), step=decay.fork),
         requested=str(decay.requested) if decay.requested else None,
@@ -153,7 +154,7 @@ def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
     }
     launcher = [sys.executable]
     if command.world_size > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(command.world_size), "--master-port", "0"]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world_size)]
     environment = dict(command.environment) | {"HF_WSD_BRANCH": str(branch.folder.resolve())}
     if tokens_per_step := branch.record.settings.get("tokens_per_step"):
         environment["HF_WSD_TOKENS_PER_STEP"] = str(tokens_per_step)

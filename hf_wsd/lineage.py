@@ -66,6 +66,7 @@ class Lineage:
         kind: "pre-decay", "post-decay", "fork" (named in advance by a budget), "end", "periodic", or "planned" (the
             record in the root of a branch, written before the branch runs).
         schedule: the schedule of the run.
+        last_step: where the run stops.
         intent: how the run began: "start", "continue", "branch" or "extend".
         parent: the checkpoint that a branch left; None on a trunk.
         requested: the budget asked for, as the user wrote it.
@@ -86,6 +87,7 @@ class Lineage:
     step: int
     kind: str
     schedule: Schedule
+    last_step: int | None = None
     intent: str = "start"
     parent: Parent | None = None
     requested: str | None = None
@@ -212,8 +214,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step of the schedule has been saved."""
-        return bool(self.records) and max(self.records) == self.latest.schedule.total_steps
+        """Whether the run's last step has been saved."""
+        return bool(self.records) and self.latest.step == self.latest.last_step
 
     def losses_at(self, step: int) -> dict[str, float]:
         """What an evaluation after `step` updates gave, without the prefix `eval_`; empty where there was none."""

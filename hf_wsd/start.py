@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ def start_run(
     _check_checkpoint(scheduler, args, state)
     if planned is not None:
         _check_branch(Path(str(settings.branch)), planned, args, state)
-    _check_length(scheduler.schedule, args, state)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
@@ -84,9 +83,11 @@ def start_run(
     last_step = int(state.max_steps)
     if scheduler.schedule.total_steps is None and plan.decays and args.max_steps <= 0:
         last_step = plan.trunk_steps  # a trunk whose length nobody gave in steps ends at its last fork point
+    _check_length(scheduler.schedule, last_step, args, state)
     forks = {decay.fork: "fork" for decay in plan.decays}
+    record = _record(scheduler, settings, args, state, model, samples, tokens_per_step, planned)
     return Start(
-        record=_record(scheduler, settings, args, state, model, samples, plan, planned),
+        record=replace(record, last_step=last_step),
         plan=plan,
         kinds={last_step: "end"} | forks | scheduler.schedule.checkpoint_steps(),
         last_step=last_step,
@@ -123,17 +124,15 @@ def _check_branch(folder: Path, planned: Lineage, args: TrainingArguments, state
         )
 
 
-def _check_length(schedule: Schedule, args: TrainingArguments, state: TrainerState) -> None:
+def _check_length(schedule: Schedule, last_step: int, args: TrainingArguments, state: TrainerState) -> None:
     total = schedule.total_steps
-    if state.global_step >= state.max_steps:
+    if state.global_step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
         raise RunError(
             f"nothing is left to train: the checkpoint is at step {state.global_step} and the run ends at step "
-            f"{state.max_steps}. Give a larger --max_steps, or another --output_dir"
+            f"{last_step}. Give a larger --max_steps, or another --output_dir"
         )
-    if total is not None and total != state.max_steps:
-        raise ScheduleError(
-            f"the schedule has {total} steps but the run has {state.max_steps}: give --max_steps {total}"
-        )
+    if total is not None and total != last_step:
+        raise ScheduleError(f"the schedule has {total} steps but the run has {last_step}: give --max_steps {total}")
     if total is None and 0 < args.warmup_steps < 1:
         raise ScheduleError(
             f"a trunk has no length of which {args.warmup_steps:g} could be the warm-up: it would move with max_steps. "
@@ -171,7 +170,7 @@ def _record(
     state: TrainerState,
     model: Any,
     samples: Samples,
-    plan: Plan,
+    tokens_per_step: int | None,
     planned: Lineage | None,
 ) -> Lineage:
     intent, parent = scheduler.intent, _parent(args, state) if scheduler.intent in ("branch", "extend") else None
@@ -188,7 +187,7 @@ def _record(
         intent=intent,
         parent=parent,
         requested=planned.requested if planned else None,
-        tokens_per_step=plan.tokens_per_step,
+        tokens_per_step=tokens_per_step,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_lrs=tuple(scheduler.base_lrs),
         setup={

@@ -58,9 +58,7 @@ class DataArguments:
     text_column: str = option("text", "The column that holds the text.")
     tokenizer_name: str | None = option(None, "Default: that of the model, or else the embedded one.")
     block_size: int = option(256, "Tokens in a block, the length of a training sequence.")
-    validation_percent: float = option(
-        1.0, "Documents to hold out where there is no validation split, about."
-    )
+    validation_percent: float = option(1.0, "Documents to hold out where there is no validation split, about.")
     preprocessing_num_workers: int | None = option(None, "Processes that tokenize.")
     max_eval_blocks: int | None = option(None, f"Default: all; of a stream the first {STREAM_EVAL_BLOCKS}.")
 
@@ -76,9 +74,7 @@ def load_tokenizer(args: DataArguments, model_name_or_path: str | None = None) -
     name = args.tokenizer_name or model_name_or_path or str(CORPUS / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
-        raise DataError(
-            f"the tokenizer {name!r} has no end-of-text token to put between documents: choose another"
-        )
+        raise DataError(f"the tokenizer {name!r} has no end-of-text token to put between documents: choose another")
     return tokenizer
 
 
@@ -108,9 +104,7 @@ def load_blocks(
         if args.streaming:
             validation = first_blocks(tokenized["validation"], args)
             return PackedStream(tokenized["train"], args.block_size), validation
-        train, validation = (
-            pack(tokenized[split], split, args.block_size) for split in ("train", "validation")
-        )
+        train, validation = (pack(tokenized[split], split, args.block_size) for split in ("train", "validation"))
     if args.max_eval_blocks and args.max_eval_blocks < len(validation):
         # Evenly spaced: the first ones would all come from one or two documents.
         validation = validation.select(np.linspace(0, len(validation) - 1, args.max_eval_blocks, dtype=int))
@@ -121,9 +115,7 @@ def load_documents(args: DataArguments) -> dict[str, Any]:
     """Documents by split, "train" and "validation"; without the second, some of the first are held out."""
     files = {"train": args.train_file, "validation": args.validation_file}
     if args.dataset_name and any(files.values()):
-        raise DataError(
-            f"--dataset_name {args.dataset_name} with a --train_file or --validation_file: choose one"
-        )
+        raise DataError(f"--dataset_name {args.dataset_name} with a --train_file or --validation_file: choose one")
     if args.validation_file and not args.train_file:
         raise DataError(f"--validation_file {args.validation_file} without a --train_file: give both")
     if args.train_file:
@@ -152,18 +144,14 @@ def _load_file(path: str, streaming: bool) -> Any:
         raise DataError(f"no such file: {path}")
     # By line, the default for txt, every line would be a document and lose its newline.
     options = {"sample_by": "document"} if suffix == ".txt" else {}
-    return datasets.load_dataset(
-        LOADERS[suffix], data_files=path, split="train", streaming=streaming, **options
-    )
+    return datasets.load_dataset(LOADERS[suffix], data_files=path, split="train", streaming=streaming, **options)
 
 
 def _text_of(documents: Any, split: str, column: str) -> Any:
     """The documents without their other columns."""
     columns = documents.column_names or list(next(iter(documents), {}))  # some streams know them only by row
     if column not in columns:
-        raise DataError(
-            f"no column {column!r} in the {split} split: choose --text_column from {', '.join(columns)}"
-        )
+        raise DataError(f"no column {column!r} in the {split} split: choose --text_column from {', '.join(columns)}")
     return documents.select_columns([column])
 
 
@@ -176,14 +164,10 @@ def _is_in(row: dict[str, str], text_column: str, percent: float, split: str) ->
     return held_out == (split == "validation")
 
 
-def _tokenize(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, text_column: str
-) -> dict[str, Any]:
+def _tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> dict[str, Any]:
     """The ids of each document, the end-of-text token last."""
     # verbose=False: a document longer than the model is no mistake here, it is cut later.
-    encoded = tokenizer(
-        batch[text_column], add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
+    encoded = tokenizer(batch[text_column], add_special_tokens=False, return_attention_mask=False, verbose=False)
     return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]}
 
 

@@ -18,7 +18,7 @@ GPT-2 124M on a hub data set, 8 GPUs:
         --block_size 1024 --per_device_train_batch_size 16 --gradient_accumulation_steps 4 --bf16 --torch_compile \
         --learning_rate 1e-3 --warmup_steps 1000 --trunk --budgets 1B 2B 4B 8B
 
-A command that is repeated goes on from the newest whole checkpoint in --output_dir. All flags of TrainingArguments work.
+A command that is repeated goes on from the newest whole checkpoint in --output_dir. All TrainingArguments work.
 """
 
 import logging

@@ -105,9 +105,7 @@ print(sum(row["input_ids"].sum().item() for row in load_blocks(args, load_tokeni
     def run():
         environment = {"HF_DATASETS_CACHE": str(cache), "PYTHONPATH": f"{ROOT / 'recipes'}:{ROOT}"}
         arguments = [sys.executable, "-c", script]
-        return subprocess.run(
-            arguments, env=os.environ | environment, capture_output=True, text=True, check=True
-        )
+        return subprocess.run(arguments, env=os.environ | environment, capture_output=True, text=True, check=True)
 
     def snapshot():
         return {path: path.stat().st_mtime_ns for path in cache.rglob("*.arrow")}
@@ -132,9 +130,10 @@ def test_an_interrupted_write_leaves_nothing_that_would_be_reused(files, tokeniz
         raise OSError("no space left on device")
 
     args = DataArguments(**files, block_size=16)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
-        load_blocks(args, tokenizer)
+        with pytest.raises(OSError, match="no space"):
+            load_blocks(args, tokenizer)
     train, _ = load_blocks(args, tokenizer)
     assert joined(train) == flat(tokenizer, TEXTS[:50])[: len(train) * 16]
 
@@ -220,9 +219,7 @@ def test_workers_share_out_the_files_of_a_stream(tmp_path, tokenizer):
     )
     stream, _ = load_blocks(args, tokenizer)
     batches = list(islice(DataLoader(stream, batch_size=2, num_workers=2), 12))
-    letters = [
-        set(tokenizer.decode(batch["input_ids"].flatten()).replace("<|endoftext|>", "")) for batch in batches
-    ]
+    letters = [set(tokenizer.decode(batch["input_ids"].flatten()).replace("<|endoftext|>", "")) for batch in batches]
     assert letters == [{"a"}, {"b"}] * 6
 
 
@@ -309,16 +306,11 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
 def test_the_tokenizer_of_the_model_comes_before_the_embedded_one(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(DataArguments(), str(tmp_path)).name_or_path == str(tmp_path)
-    assert (
-        load_tokenizer(DataArguments(tokenizer_name=tokenizer.name_or_path), "absent").name_or_path
-        != "absent"
-    )
+    assert load_tokenizer(DataArguments(tokenizer_name=tokenizer.name_or_path), "absent").name_or_path != "absent"
 
 
 def test_arguments_are_flags_of_a_hf_parser():
-    (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(
-        ["--block_size", "64", "--streaming"]
-    )
+    (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(["--block_size", "64", "--streaming"])
     assert (args.block_size, args.streaming, args.dataset_name) == (64, True, None)
 
 

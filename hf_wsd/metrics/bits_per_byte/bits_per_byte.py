@@ -17,9 +17,9 @@ models on one text.
 
 _KWARGS_DESCRIPTION = """
 Args:
-    nll_sum (`list` of `float`): negative log-likelihoods, in nats, summed over the predicted tokens of each row.
-    n_tokens (`list` of `int`): how many tokens each row predicted.
-    n_bytes (`list` of `int`): UTF-8 bytes of text that those tokens stand for; 0 in every row if unknown.
+    nll_sum (`list` of `float`): negative log-likelihoods (nats), summed over the predicted tokens of a row.
+    n_tokens (`list` of `int`): predicted tokens of a row.
+    n_bytes (`list` of `int`): UTF-8 bytes that those tokens stand for; 0 in every row if unknown.
 
 A row may be a batch, a rank or the whole of an evaluation: only the sums of the columns count.
 

@@ -1,0 +1,248 @@
+"""Pictures of a family: what its lr did, and what that did to the loss.
+
+Functions take a run and an Axes and return the Axes; every lr is the schedule's own. Only `family_figure` loads
+matplotlib, and it makes a Figure without pyplot's global state: it works without a display and in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from hf_wsd.lineage import Lineage, Run
+from hf_wsd.plan import Length, show_tokens
+from hf_wsd.schedule import Phase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRUNK, TRAINING, DECAY = "#5f5f5f", "#c9c9c9", "#d55e00"  # greys, and vermilion of Okabe and Ito: safe for all eyes
+WIDE_RANGE = 20  # end of the longest model / first fork point from which the x axis is logarithmic
+POINTS = 200  # drawn of one curve
+End = tuple[int, float, str]  # step, loss and budget of a decayed model
+
+
+def identity(run: Run) -> Lineage:
+    """The record that says what a run is, also of a branch that has saved nothing yet."""
+    return run.planned or run.latest
+
+
+def steps_done(run: Run) -> int:
+    """Updates done, as far as records and history tell; a branch that has not begun is at its fork point."""
+    begin = run.planned.step if run.planned else 0
+    return max([begin, *run.records, *(row["step"] for row in run.history)])
+
+
+def decays_of(run: Run) -> Iterator[tuple[int, int]]:
+    """Fork point and end of each decay that a run makes itself: one of a branch, one per cycle of a WSD-S line."""
+    fork, begin = 0, run.planned.step if run.planned else 0
+    for step, kind in identity(run).schedule.checkpoint_steps().items():
+        if kind == "pre-decay":
+            fork = step
+        elif step > begin:
+            yield fork, step
+
+
+def is_finished(run: Run, end: int) -> bool:
+    """Whether the decayed model that ends at a step has been saved."""
+    return max(run.records, default=0) >= end
+
+
+def family_tokens_per_step(run: Run) -> int | None:
+    """Tokens of one update where they are known and the same in the whole family, else None."""
+    known = {identity(member).tokens_per_step for member in run.walk()}
+    return known.pop() if len(known) == 1 else None
+
+
+def curve(run: Run, key: str) -> dict[int, float]:
+    """A logged value by step, "loss" (training) or "eval_loss"; what has diverged cannot be drawn and is left out."""
+    return {row["step"]: row[key] for row in run.history if key in row and isfinite(row[key])}
+
+
+def plot_lr(ax: Axes, run: Run) -> Axes:
+    """The lr over tokens: the trunk as far as it has come, each branch to its end (dashed until it is finished).
+
+    The y axis is the lr where all parameters share one peak lr, else the multiplier; x is steps where nobody knows the
+    tokens of a step.
+    """
+    per_step = family_tokens_per_step(run) or 1
+    peaks = set(identity(run).peak_lrs)
+    peak = peaks.pop() if len(peaks) == 1 else None
+    for member in run.walk():
+        schedule = identity(member).schedule
+        for phase, steps in _stretches(member):
+            ax.plot(
+                [step * per_step for step in steps],
+                [schedule(step) * (peak or 1) for step in steps],
+                color=DECAY if phase is Phase.DECAY else TRUNK,
+                linestyle="-" if steps[-1] <= steps_done(member) else "--",
+                linewidth=2.2,
+                gid=phase.value,
+            )
+        for fork, _ in decays_of(member):
+            _mark(ax, fork * per_step, schedule(fork) * (peak or 1), filled=False)
+    ax.set_ylabel("learning rate" if peak else "learning rate / peak")
+    ax.set_ylim(-0.05 * (peak or 1), 1.15 * (peak or 1))
+    return ax
+
+
+def _stretches(run: Run) -> Iterator[tuple[Phase, list[int]]]:
+    """Each phase that a run makes itself, with the steps to draw; a line begins where the one before it ends."""
+    begin = run.planned.step if run.planned else 0
+    schedule = identity(run).schedule
+    reach = steps_done(run) if run.planned is None else schedule.total_steps or begin
+    for start, end, segment in schedule.spans():
+        first = max(start - 1, begin)
+        last = end - 1 if end and end <= reach and end != schedule.total_steps else min(end or reach, reach)
+        if first < last:
+            yield segment.phase, sorted({first, *range(max(start, begin), last, 1 + (last - first) // POINTS), last})
+
+
+def plot_losses(ax: Axes, run: Run) -> Axes:
+    """Evaluation losses over tokens: the trunk grey (its training loss faint), each decay from fork point to end.
+
+    A finished model is marked at its end and labelled with its budget and its loss; an unfinished decay is dashed. What
+    lies above the loss at the first fork point is cut off.
+    """
+    per_step, trunk, ends = family_tokens_per_step(run) or 1, curve(run, "eval_loss"), list[End]()
+    _line(ax, curve(run, "loss"), per_step, color=TRAINING, linewidth=1.0, gid="training")
+    _line(ax, trunk, per_step, color=TRUNK, gid="trunk")
+    for member in run.walk():
+        own = curve(member, "eval_loss")
+        for fork, end in decays_of(member):
+            points = {step: trunk[step] for step in (fork,) if step in trunk}
+            points |= {step: loss for step, loss in own.items() if fork < step <= end}
+            _line(ax, points, per_step, color=DECAY, linestyle="-" if is_finished(member, end) else "--", gid="decay")
+            if fork in trunk:
+                _mark(ax, fork * per_step, trunk[fork], filled=False)
+            if end in own and is_finished(member, end):
+                _mark(ax, end * per_step, own[end], filled=True)
+                ends.append((end, own[end], _budget(member, end)))
+    groups = _close_together(ax, sorted(ends), per_step)
+    _cut_steep_start(ax, run, lines=max(map(len, groups), default=0))
+    for group in groups:
+        _label(ax, group, per_step, trunk)
+    if not trunk:
+        text = "no evaluation: train with --eval_strategy steps"
+        ax.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=13)
+    ax.set_ylabel("evaluation loss" if trunk else "training loss")
+    return ax
+
+
+def _line(ax: Axes, values: dict[int, float], per_step: int, **style: Any) -> None:
+    ax.plot([step * per_step for step in values], list(values.values()), **{"linewidth": 2.2} | style)
+
+
+def _mark(ax: Axes, x: float, y: float, *, filled: bool) -> None:
+    face = DECAY if filled else "white"
+    ax.plot(x, y, "o", color=DECAY, markerfacecolor=face, markersize=8, zorder=3, gid="end" if filled else "fork")
+
+
+def _budget(run: Run, end: int) -> str:
+    """What a decayed model is called: its tokens as they were asked for, else as they are, else its steps."""
+    requested, per_step = identity(run).requested, identity(run).tokens_per_step
+    if requested and Length(requested).tokens:
+        return requested
+    return show_tokens(end * per_step) if per_step else f"{end} steps"
+
+
+def _close_together(ax: Axes, ends: list[End], per_step: int) -> list[list[End]]:
+    """Ends in groups: those within 8 % of the panel's width of the one before, where labels would overlap."""
+    groups, previous = list[list[End]](), 0.0
+    ax.get_xlim()  # brings the limits up to date
+    for end in ends:
+        place = ax.transAxes.inverted().transform(ax.transData.transform((end[0] * per_step, end[1])))[0]
+        if groups and place - previous < 0.08:
+            groups[-1].append(end)
+        else:
+            groups.append([end])
+        previous = place
+    return groups
+
+
+def _label(ax: Axes, group: list[End], per_step: int, trunk: dict[int, float]) -> None:
+    """Budget and loss of each model of a group: below the lowest mark, or above it where the trunk runs lower."""
+    step, low = group[-1][0], min(loss for _, loss, _ in group)
+    below = len(group) > 1 or low <= trunk.get(step, low)
+    between = "\n" if len(group) == 1 else ": "
+    ax.annotate(
+        "\n".join(f"{budget}{between}{loss:.3f}" for _, loss, budget in group),
+        (step * per_step, low),
+        xytext=(0, -9) if below else (9, 3),
+        textcoords="offset points",
+        ha="center" if below else "left",
+        va="top" if below else "bottom",
+        color=DECAY,
+        weight="bold",
+        fontsize=12,
+    )
+
+
+def _cut_steep_start(ax: Axes, run: Run, *, lines: int) -> None:
+    """Limits from the first fork point on, with room for labels: a trunk's first losses would flatten all else."""
+    first = min((fork for member in run.walk() for fork, _ in decays_of(member)), default=0)
+    shown = [loss for member in run.walk() for step, loss in curve(member, "eval_loss").items() if step >= first]
+    if len(set(shown)) > 1:
+        height = max(shown) - min(shown)
+        ax.set_ylim(min(shown) - (0.12 + 0.08 * max(2, lines)) * height, max(shown) + 0.1 * height)
+
+
+def _scale_x(ax: Axes, run: Run) -> None:
+    """Tokens (or steps) from the start, or logarithmic from before the first fork where the models differ a lot."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    per_step = family_tokens_per_step(run)
+    decays = [decay for member in run.walk() for decay in decays_of(member)]
+    first = min((fork for fork, _ in decays), default=0) * (per_step or 1)
+    last = max([1, steps_done(run), *(end for _, end in decays)]) * (per_step or 1)
+    log = 0 < first * WIDE_RANGE <= last
+    if log:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(first / 2 if log else 0, last * (1.3 if log else 1.06))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_tokens(x)))
+    ax.set_xlabel(("tokens seen" if per_step else "steps") + (" (log scale)" if log else ""))
+
+
+def _legend(ax: Axes, run: Run) -> None:
+    """One row above the panel, where no line can run into it."""
+    from matplotlib.lines import Line2D
+
+    line = any(decays_of(run))  # WSD-S
+    dot: dict[str, Any] = {"color": DECAY, "marker": "o", "markersize": 8}
+    keys = {
+        "line" if line else "trunk": Line2D([], [], color=TRUNK, linewidth=2.2),
+        "its training loss": Line2D([], [], color=TRAINING),
+        "decay starts" if line else "fork point": Line2D([], [], **dot, linestyle="", markerfacecolor="white"),
+        "decay to a finished model": Line2D([], [], **dot, linewidth=2.2),
+    }
+    ax.legend(
+        keys.values(), keys, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=len(keys), frameon=False, fontsize=12
+    )
+
+
+def family_figure(run: Run, *, title: str = "") -> Figure:
+    """Losses above, lr below, on one x axis: 1600 x 1000 pixels when saved.
+
+    Args:
+        run: a trunk with its branches, or a WSD-S line.
+        title: the claim that the picture makes: `Report.claim`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.25), dpi=160, layout="constrained")
+    losses, lr = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _scale_x(lr, run)
+    plot_losses(losses, run)
+    plot_lr(lr, run)
+    _legend(losses, run)
+    for ax in (losses, lr):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=12)
+        ax.xaxis.label.set_size(13)
+        ax.yaxis.label.set_size(13)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=15)
+    return figure

@@ -1,0 +1,279 @@
+"""What a family gave and what it cost: a table, a tree and a picture, all read from records and histories."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from hf_wsd.lineage import Run, read_run, write_atomically
+from hf_wsd.plan import show_tokens, training_flops
+from hf_wsd.plots import decays_of, family_figure, family_tokens_per_step, identity, is_finished, steps_done
+from hf_wsd.schedule import Phase
+
+COLUMNS = (
+    "budget in tokens",
+    "decay from step",
+    "ends at step",
+    "trunk loss at the fork",
+    "trunk loss at the same tokens",
+    "decayed loss",
+    "bits per byte",
+    "branch",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One decayed model of a family; what is not known is None.
+
+    Args:
+        run: folder of the run that made it, relative to the trunk's; "." is the trunk's own (a WSD-S line).
+        requested: the budget as the user wrote it.
+        fork: step at which the decay starts.
+        end: step at which the model ends.
+        tokens: seen by the model at its end, those of the trunk included.
+        trunk_loss_at_fork: the evaluation from which the decay started.
+        trunk_loss_at_end: the evaluation of the undecayed trunk after as many steps as the model has.
+        loss, bits_per_byte, perplexity: the evaluation of the model at its end; None until it is finished.
+        finished: whether the model is saved.
+    """
+
+    run: str
+    requested: str | None
+    fork: int
+    end: int
+    tokens: int | None
+    trunk_loss_at_fork: float | None
+    trunk_loss_at_end: float | None
+    loss: float | None
+    bits_per_byte: float | None
+    perplexity: float | None
+    finished: bool
+
+    def cells(self) -> list[str]:
+        """The texts below COLUMNS."""
+        losses = (self.trunk_loss_at_fork, self.trunk_loss_at_end, self.loss, self.bits_per_byte)
+        texts = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
+        texts[2] = texts[2] if self.finished else "unfinished"
+        budget = "-" if self.tokens is None else show_tokens(self.tokens)
+        return [budget, str(self.fork), str(self.end), *texts, "-" if self.run == "." else Path(self.run).name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The decayed models of a family and the cost of those that are finished.
+
+    Args:
+        run: name of the trunk's folder.
+        rows: one per decayed model, shortest first.
+        steps_done: updates that the trunk has done.
+        trunk_steps: those that the finished models needed: up to the last of their fork points.
+        family_steps: the same and the decays of the finished models.
+        separate_steps: updates of one separate run per finished model; models that end together count once.
+        tokens_per_step: tokens of one update; None where unknown, or not the same in the whole family.
+        parameters: trainable parameters, shared ones counted once.
+    """
+
+    run: str
+    rows: tuple[Row, ...]
+    steps_done: int
+    trunk_steps: int
+    family_steps: int
+    separate_steps: int
+    tokens_per_step: int | None
+    parameters: int | None
+
+    @property
+    def saving(self) -> float | None:
+        """Part of the separate runs' compute that the family saves, at most 1; None before a model is finished."""
+        return 1 - self.family_steps / self.separate_steps if self.separate_steps else None
+
+    @property
+    def claim(self) -> str:
+        """What the decays did for the loss, in one sentence: against the trunk at equal tokens where that is known."""
+        gains = _differences((row.trunk_loss_at_end, row.loss) for row in self.rows)
+        drops = _differences((row.trunk_loss_at_fork, row.loss) for row in self.rows)
+        if gains and min(gains) > 0:
+            return f"Decays end {_range(gains)} below the trunk's loss at equal tokens"
+        if gains:
+            return (
+                f"{sum(gain > 0 for gain in gains)} of {len(gains)} decays end below the trunk's loss at equal tokens"
+            )
+        if drops and min(drops) > 0:
+            return f"Decays lower the loss by {_range(drops)}"
+        if not self.rows:
+            return "No decays yet"
+        return f"{sum(row.finished for row in self.rows)} of {len(self.rows)} decayed models are finished"
+
+    def tokens(self, steps: int) -> int | None:
+        """Tokens of that many updates."""
+        return None if self.tokens_per_step is None else steps * self.tokens_per_step
+
+    def flops(self, steps: int) -> int | None:
+        """Training compute of that many updates, in FLOPs; see `training_flops`."""
+        tokens = self.tokens(steps)
+        return None if tokens is None or self.parameters is None else training_flops(self.parameters, tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, costs and saving included; a loss that has diverged is None."""
+        costs = {
+            f"{name}_{unit}": measure(steps)
+            for name, steps in (("family", self.family_steps), ("separate", self.separate_steps))
+            for unit, measure in (("tokens", self.tokens), ("flops", self.flops))
+        }
+        rows = [
+            {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()}
+            for row in map(asdict, self.rows)
+        ]
+        return asdict(self) | {"rows": rows, "saving": self.saving, "claim": self.claim} | costs
+
+    def notes(self) -> Iterator[str]:
+        """Sentences below the table: cost, saving, what is left out of both, what is missing."""
+        if self.saving is not None:
+            yield f"Family: {self._cost(self.family_steps)}."
+            yield f"Separate runs of the same budgets: {self._cost(self.separate_steps)}. Saving: {self.saving:.1%}."
+            if self.flops(1) is not None:
+                yield f"FLOPs are 6ND: 6 x {self.parameters:,} parameters x tokens."
+            if self.steps_done > self.trunk_steps:
+                yield f"Not counted: what the trunk did after step {self.trunk_steps}, up to step {self.steps_done}."
+        if unfinished := sum(not row.finished for row in self.rows):
+            yield f"Not counted: unfinished decays ({unfinished} of {len(self.rows)})."
+        if not self.rows:
+            yield "`hf-wsd decay` trains decayed models off its checkpoints."
+        elif all(loss is None for row in self.rows for loss in (row.trunk_loss_at_fork, row.loss)):
+            yield "No evaluation at a fork point or an end: train with `--eval_strategy steps` and an evaluation set."
+
+    def _cost(self, steps: int) -> str:
+        tokens, flops = self.tokens(steps), self.flops(steps)
+        parts = [f"{steps:,} steps"]
+        parts += [f"{show_tokens(tokens)} tokens"] if tokens is not None else []
+        parts += [f"{flops:.3g} FLOPs"] if flops is not None else []
+        return " = ".join(parts)
+
+    def to_markdown(self) -> str:
+        """The page: claim, table, cost."""
+        lines = [COLUMNS, ["---:"] * (len(COLUMNS) - 1) + ["---"], *(row.cells() for row in self.rows)]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        notes = "\n".join(f"- {note}" for note in self.notes())
+        return f"# {self.run}\n\n{self.claim}.\n\n{table}\n\n{notes}\n"
+
+    def to_table(self) -> Table:
+        """The same page for a terminal."""
+        notes = "\n".join(self.notes())
+        table = Table(title=self.claim, caption=notes, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+        for column in COLUMNS[:-1]:
+            table.add_column(column, justify="right", min_width=7)
+        table.add_column(COLUMNS[-1], no_wrap=True)
+        for row in self.rows:
+            table.add_row(*map(Text, row.cells()))
+        return table
+
+
+def _differences(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
+    return [high - low for high, low in pairs if high is not None and low is not None]
+
+
+def _range(values: list[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
+
+
+def make_report(run: Run) -> Report:
+    """The report of a trunk with its branches, or of a WSD-S line."""
+    rows = [_row(run, member, fork, end) for member in run.walk() for fork, end in decays_of(member)]
+    done = [row for row in rows if row.finished]
+    trunk_steps = max((row.end if row.run == "." else row.fork for row in done), default=0)
+    return Report(
+        run=run.path.resolve().name,
+        rows=tuple(sorted(rows, key=lambda row: (row.end, row.fork, row.run))),
+        steps_done=steps_done(run),
+        trunk_steps=trunk_steps,
+        family_steps=trunk_steps + sum(row.end - row.fork for row in done if row.run != "."),
+        separate_steps=sum({row.end for row in done}),
+        tokens_per_step=family_tokens_per_step(run),
+        parameters=identity(run).parameters,
+    )
+
+
+def _row(trunk: Run, run: Run, fork: int, end: int) -> Row:
+    finished = is_finished(run, end)
+    losses = run.losses_at(end) if finished else {}
+    undecayed = run is not trunk and identity(trunk).schedule.phase(end - 1) is not Phase.DECAY
+    return Row(
+        run=run.path.relative_to(trunk.path).as_posix(),
+        requested=identity(run).requested,
+        fork=fork,
+        end=end,
+        tokens=_tokens_at(run, end),
+        trunk_loss_at_fork=trunk.losses_at(fork).get("loss"),
+        trunk_loss_at_end=trunk.losses_at(end).get("loss") if undecayed else None,
+        loss=losses.get("loss"),
+        bits_per_byte=losses.get("bits_per_byte"),
+        perplexity=losses.get("perplexity"),
+        finished=finished,
+    )
+
+
+def _tokens_at(run: Run, step: int) -> int | None:
+    """Tokens seen after that many updates: as counted by the run, else by the tokens of a step."""
+    if step in run.records and run.records[step].tokens is not None:
+        return run.records[step].tokens
+    per_step = identity(run).tokens_per_step
+    return None if per_step is None else step * per_step
+
+
+def render_tree(run: Run) -> Tree:
+    """The trunk with its kept checkpoints and, below its fork point, each branch with its state and losses."""
+    schedule, done = identity(run).schedule, steps_done(run)
+    phase = schedule.phase(max(done - 1, 0)).value
+    tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}\n{schedule}"))
+    branches = [(fork, end, branch) for branch in run.walk() if branch is not run for fork, end in decays_of(branch)]
+    kept = {step for step, record in run.records.items() if record.kind != "periodic"}
+    for step in sorted(kept | {fork for fork, _, _ in branches}):
+        kind = run.records[step].kind if step in run.records else "checkpoint is gone"
+        node = tree.add(Text(f"{_describe(run, step)}, {kind}"))
+        for branch, end in ((branch, end) for fork, end, branch in branches if fork == step):
+            node.add(Text(f"{branch.path.name}: {_state(branch, step, end)}"))
+    return tree
+
+
+def _state(branch: Run, fork: int, end: int) -> str:
+    if is_finished(branch, end):
+        return f"finished, {_describe(branch, end)}"
+    done = steps_done(branch)
+    return f"{'planned' if done == fork else f'at step {done}'}, ends at step {end}"
+
+
+def _describe(run: Run, step: int) -> str:
+    """Step, tokens and losses, as far as they are known."""
+    tokens, losses = _tokens_at(run, step), run.losses_at(step)
+    parts = [f"step {step}"]
+    parts += [f"{show_tokens(tokens)} tokens"] if tokens is not None else []
+    parts += [f"{name.replace('_', ' ')} {losses[name]:.3f}" for name in ("loss", "bits_per_byte") if name in losses]
+    return ", ".join(parts)
+
+
+def write_report(folder: Path | str) -> dict[str, Path]:
+    """Write report.md, report.json and report.png into a run's folder; returns their paths by suffix.
+
+    Raises:
+        RecordError: the folder is no run of hf_wsd.
+    """
+    run = read_run(folder)
+    report = make_report(run)
+    files = {suffix: run.path / f"report.{suffix}" for suffix in ("md", "json", "png")}
+    write_atomically(files["md"], report.to_markdown() + f"\n![{report.claim}](report.png)\n")
+    write_atomically(files["json"], json.dumps(report.to_dict(), indent=1) + "\n")
+    new = files["png"].with_name(f".report.png.{os.getpid()}")
+    family_figure(run, title=report.claim).savefig(new, format="png")
+    new.replace(files["png"])
+    return files

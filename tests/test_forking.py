@@ -1,0 +1,171 @@
+"""Planning a branch: what is refused, what is written, what would run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from trainer_runs import FAMILY, train_here
+
+from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
+from hf_wsd.forking import branch_command, fork, locked, plan_decays, prepare, run_branches
+from hf_wsd.lineage import Command, Lineage, read_run
+from hf_wsd.plan import Decay
+
+
+@pytest.fixture(scope="module")
+def saved_trunk(tmp_path_factory):
+    return train_here(tmp_path_factory.mktemp("family") / "run", "--num_train_epochs", 9, launch=FAMILY)
+
+
+@pytest.fixture
+def trunk(saved_trunk, tmp_path):
+    return Path(shutil.copytree(saved_trunk, tmp_path / "run"))
+
+
+def with_command(run: Path, command: Command | None) -> None:
+    for folder in run.glob("**/checkpoint-*"):
+        replace(Lineage.read(folder), command=command).write(folder)
+
+
+def test_branch_schedule_is_the_trunks_until_the_fork_and_ends_at_zero(trunk):
+    branch = fork(trunk, Decay(fork=30, end=40))
+    trunk_schedule = read_run(trunk).latest.schedule
+    assert branch.record.schedule.agrees_with(trunk_schedule, until=30)
+    assert (branch.record.schedule.total_steps, branch.record.schedule(40), branch.end) == (40, 0.0, 40)
+
+
+def test_planned_decays_are_by_default_those_the_trunk_was_started_with(trunk):
+    plan = plan_decays(read_run(trunk))
+    assert [(decay.fork, decay.end) for decay in plan.decays] == [(15, 20), (30, 40)]
+
+
+def test_length_of_a_decay_can_be_changed_later(trunk):
+    plan = plan_decays(read_run(trunk), at=[15], num_decay_steps=7)
+    assert [(decay.fork, decay.end) for decay in plan.decays] == [(15, 22)]
+
+
+def test_budget_in_tokens_is_the_whole_decayed_model(trunk):
+    plan = plan_decays(read_run(trunk), budgets=["1.28K"])  # 64 tokens a step
+    assert [(decay.fork, decay.end) for decay in plan.decays] == [(15, 20)]
+
+
+def test_budget_without_its_checkpoint_names_the_nearest(trunk):
+    with pytest.raises(ForkError, match=r"budget 36 \(36 steps\).*step 27, which was not saved.*15, 30.*--at 30"):
+        fork(trunk, plan_decays(read_run(trunk), budgets=["36"]).decays[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(3, r"update 2 is in the warmup phase \(0-4\).*: 5"), (7, "step 7, which was not saved"), (99, "99.*not saved")],
+)
+def test_fork_point_that_cannot_be_is_refused(trunk, step, message):
+    with pytest.raises(ForkError, match=message):
+        fork(trunk, Decay(fork=step, end=step + 5))
+
+
+def test_fork_inside_a_decay_is_refused(tmp_path):
+    flags = ("--max_steps", 20, "--save_strategy", "steps", "--save_steps", 18)
+    run = train_here(tmp_path / "run", *flags, launch=("--decay-fraction", 0.25))
+    with pytest.raises(ForkError, match=r"cannot fork at step 18: update 17 is in the decay phase \(15-19\).*: 15"):
+        fork(run, Decay(fork=18, end=22))
+    with pytest.raises(ForkError, match="the trunk ends at step 20"):
+        fork(run, Decay(fork=21, end=22))
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_checkpoint_that_lacks_a_state_is_refused_by_name(trunk, lost):
+    for folder in trunk.glob("**/checkpoint-30"):
+        (folder / lost).unlink()
+    with pytest.raises(CheckpointError, match=lost.split(".")[0].replace("model", "weights")):
+        fork(trunk, Decay(fork=30, end=40))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+def test_truncated_file_of_a_checkpoint_is_refused_by_name(trunk, name):
+    file = trunk / "checkpoint-30" / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        fork(trunk, Decay(fork=30, end=40))
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RecordError, match="is no run of hf_wsd"):
+        read_run(tmp_path)
+
+
+def test_second_branch_from_a_fork_point_needs_a_name_or_another_shape(trunk):
+    prepare(fork(trunk, Decay(fork=30, end=40)))
+    assert fork(trunk, Decay(fork=30, end=40), decay_type="linear").folder.name == "30-linear-10"
+    prepare(fork(trunk, Decay(fork=30, end=40), decay_type="linear", name="mine"))
+    with pytest.raises(RunError, match=r"another branch already.*--name"):
+        fork(trunk, Decay(fork=30, end=40), name="mine")
+
+
+def test_planning_writes_nothing(trunk):
+    before = sorted(trunk.rglob("*"))
+    fork(trunk, Decay(fork=30, end=40))
+    assert sorted(trunk.rglob("*")) == before
+
+
+def test_moved_family_still_knows_its_parents(trunk, tmp_path):
+    prepare(fork(trunk, Decay(fork=30, end=40)))
+    moved = Path(shutil.move(trunk, tmp_path / "elsewhere"))
+    branch = read_run(moved).branches[0]
+    assert (branch.path / branch.planned.parent.checkpoint).resolve() == (moved / "checkpoint-30").resolve()
+
+
+def test_command_of_a_branch_is_the_trunks_with_three_more_flags(trunk):
+    with_command(trunk, Command(argv=("-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"), cwd="."))
+    argv, environment = branch_command(branch := fork(trunk, Decay(fork=30, end=40)))
+    assert argv[1:7] == ["-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"]
+    flags = dict(zip(argv[7::2], argv[8::2], strict=True))
+    assert flags == {
+        "--output_dir": str(branch.folder),
+        "--max_steps": "40",
+        "--resume_from_checkpoint": str(trunk / "checkpoint-30"),
+    }
+    assert environment["HF_WSD_BRANCH"] == str(branch.folder)
+
+
+def test_command_with_a_json_file_gets_a_changed_copy(trunk):
+    text = json.dumps({"output_dir": "out", "learning_rate": 1e-2})
+    with_command(trunk, Command(argv=("train.py", "args.json"), cwd=".", files={"args.json": text}))
+    argv, _ = branch_command(branch := fork(trunk, Decay(fork=30, end=40)))
+    content = json.loads(Path(argv[-1]).read_text())
+    assert content["max_steps"] == 40
+    assert content["output_dir"] == str(branch.folder)
+    assert content["learning_rate"] == 1e-2
+
+
+def test_command_of_several_processes_starts_as_many(trunk):
+    with_command(trunk, Command(argv=("train.py",), cwd=".", world_size=4, environment={"ACCELERATE_USE_CPU": "true"}))
+    argv, environment = branch_command(fork(trunk, Decay(fork=30, end=40)))
+    assert argv[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    assert environment["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_run_whose_start_is_unknown_says_how_to_start_a_branch_by_hand(trunk):
+    with_command(trunk, None)
+    with pytest.raises(RunError, match=r"does not say how.*HF_WSD_BRANCH=.*--max_steps 40"):
+        branch_command(fork(trunk, Decay(fork=30, end=40)))
+
+
+def test_folder_in_which_a_process_trains_is_locked(trunk):
+    branch = fork(trunk, Decay(fork=30, end=40))
+    prepare(branch)
+    with locked(branch.folder), pytest.raises(RunError, match="already training in"):
+        list(run_branches([branch]))
+
+
+def test_branch_whose_process_fails_is_reported_with_the_end_of_its_log(trunk, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("raise SystemExit('no GPU today')")
+    with_command(trunk, Command(argv=(str(script),), cwd="."))
+    events = [event for _, event in run_branches([fork(trunk, Decay(fork=30, end=40))])]
+    assert events[0] == "started"
+    assert "failed (exit 1)" in events[1]
+    assert "no GPU today" in events[1]

@@ -1,0 +1,73 @@
+"""Real runs of the downstream script: in this process through the launcher, or as the processes users start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import hf_wsd.__main__ as launcher
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tests" / "downstream" / "train_tiny_lm.py"
+FLAGS = (
+    *("--lr_scheduler_type", "wsd", "--learning_rate", "1e-2", "--warmup_steps", "5"),
+    *(
+        "--per_device_train_batch_size",
+        "4",
+        "--save_strategy",
+        "no",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1000",
+    ),
+    *("--logging_steps", "5", "--report_to", "none", "--use_cpu", "--disable_tqdm", "True"),
+)
+FAMILY = ("--trunk", "--budgets", "20", "40", "--decay-fraction", "0.25")  # fork points 15 and 30, decays of 5 and 10
+
+
+def train_here(run: Path, *flags: object, launch: tuple[object, ...] = (), script: Path = SCRIPT) -> Path:
+    """Run the script through `python -m hf_wsd` in this process; a refusal is a SystemExit with its message."""
+    before = sys.argv, sys.path[:], dict(os.environ)
+    sys.argv = ["hf_wsd", *map(str, launch), str(script), "--output_dir", str(run), *FLAGS, *map(str, flags)]
+    try:
+        launcher.main()
+    finally:
+        sys.argv, sys.path[:] = before[:2]
+        os.environ.clear()
+        os.environ.update(before[2])
+    return run
+
+
+def train(run: Path, *flags: object, launch: tuple[object, ...] = (), script: Path = SCRIPT) -> Path:
+    """The same in a process of its own, whose recorded command can be replayed."""
+    command(["-m", "hf_wsd", *launch, script, "--output_dir", run, *FLAGS, *flags])
+    return run
+
+
+def command(argv: list[object], *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run python with these arguments; what it printed is in the error if it fails."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_WSD_")}
+    result = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        env=env | {"HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
