@@ -102,7 +102,8 @@ def other_words() -> None:
 def tree(run: RunFolder, as_json: AsJson = False) -> None:
     """Show RUN and its branches: checkpoints kept and why, losses, what is running."""
     from hf_wsd.lineage import read_run
-    from hf_wsd.report import make_report, render_tree
+    from hf_wsd.report import make_report
+    from hf_wsd.tree import render_tree
 
     family = read_run(run)
     if as_json:
@@ -121,7 +122,7 @@ def report(run: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(result.to_dict())
     else:
-        out.print(result.to_table() if out.is_terminal else result.to_markdown(), markup=False)
+        out.print(result.to_table()) if out.is_terminal else print(result.to_markdown())
     talk.print(f"written: {', '.join(str(file) for file in files.values())}")
 
 

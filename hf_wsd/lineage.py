@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ class Run:
 
     @property
     def latest(self) -> Lineage:
-        """The newest record.
+        """The newest record of a checkpoint.
 
         Raises:
             RecordError: the run has none.
@@ -213,19 +213,55 @@ class Run:
         return self.records[max(self.records)]
 
     @property
+    def identity(self) -> Lineage:
+        """The record that says what the run is, also of a branch that has saved nothing yet."""
+        return self.planned or self.latest
+
+    @property
+    def steps_done(self) -> int:
+        """Updates done, as far as records and history tell; a branch that has not begun is at its fork point."""
+        begin = self.planned.step if self.planned else 0
+        return max([begin, *self.records, *(int(row["step"]) for row in self.history)])
+
+    @property
     def finished(self) -> bool:
         """Whether the run's last step has been saved."""
-        return bool(self.records) and self.latest.step == self.latest.last_step
+        return self.identity.last_step is not None and self.has_saved(self.identity.last_step)
 
-    def losses_at(self, step: int) -> dict[str, float]:
+    def has_saved(self, step: int) -> bool:
+        """Whether a checkpoint at `step`, or a later one, has been saved."""
+        return max(self.records, default=0) >= step
+
+    def decays(self) -> Iterator[tuple[int, int]]:
+        """Fork point and end of each decay that the run itself makes: one of a branch, one a cycle of a WSD-S line."""
+        fork, begin = 0, self.planned.step if self.planned else 0
+        for step, kind in self.identity.schedule.checkpoint_steps().items():
+            if kind == "pre-decay":
+                fork = step
+            elif step > begin:
+                yield fork, step
+
+    def tokens_at(self, step: int) -> int | None:
+        """Tokens seen after that many updates: as counted by the run, else by the tokens of a step."""
+        if step in self.records and self.records[step].tokens is not None:
+            return self.records[step].tokens
+        per_step = self.identity.tokens_per_step
+        return None if per_step is None else step * per_step
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens of one update where they are known and the same in the whole family, else None."""
+        known = {member.identity.tokens_per_step for member in self.walk()}
+        return known.pop() if len(known) == 1 else None
+
+    def losses_at(self, step: int) -> Mapping[str, float]:
         """What an evaluation after `step` updates gave, without the prefix `eval_`; empty where there was none."""
-        found: dict[str, float] = {}
-        for row in self.history:
-            if row["step"] == step and "eval_loss" in row:
-                found = losses_of(row)
-        return found
+        rows = [row for row in self.history if row["step"] == step and "eval_loss" in row]
+        if rows:
+            return losses_of(rows[-1])
+        return self.records[step].losses if step in self.records else {}
 
-    def walk(self) -> Iterable[Run]:
+    def walk(self) -> Iterator[Run]:
         """This run, then its branches and theirs."""
         yield self
         for branch in self.branches:
@@ -268,5 +304,5 @@ def read_run(path: Path | str) -> Run:
         records=records,
         history=tuple(read_history(path)),
         planned=planned,
-        branches=tuple(sorted(branches, key=lambda b: (b.planned or b.latest).schedule.total_steps or 0)),
+        branches=tuple(sorted(branches, key=lambda branch: branch.identity.schedule.total_steps or 0)),
     )

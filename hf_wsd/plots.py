@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from hf_wsd.lineage import Lineage, Run
+from hf_wsd.lineage import Run
 from hf_wsd.plan import Length, show_tokens
 from hf_wsd.schedule import Phase
 
@@ -24,38 +24,6 @@ POINTS = 200  # drawn of one curve
 End = tuple[int, float, str]  # step, loss and budget of a decayed model
 
 
-def identity(run: Run) -> Lineage:
-    """The record that says what a run is, also of a branch that has saved nothing yet."""
-    return run.planned or run.latest
-
-
-def steps_done(run: Run) -> int:
-    """Updates done, as far as records and history tell; a branch that has not begun is at its fork point."""
-    begin = run.planned.step if run.planned else 0
-    return max([begin, *run.records, *(row["step"] for row in run.history)])
-
-
-def decays_of(run: Run) -> Iterator[tuple[int, int]]:
-    """Fork point and end of each decay that a run makes itself: one of a branch, one per cycle of a WSD-S line."""
-    fork, begin = 0, run.planned.step if run.planned else 0
-    for step, kind in identity(run).schedule.checkpoint_steps().items():
-        if kind == "pre-decay":
-            fork = step
-        elif step > begin:
-            yield fork, step
-
-
-def is_finished(run: Run, end: int) -> bool:
-    """Whether the decayed model that ends at a step has been saved."""
-    return max(run.records, default=0) >= end
-
-
-def family_tokens_per_step(run: Run) -> int | None:
-    """Tokens of one update where they are known and the same in the whole family, else None."""
-    known = {identity(member).tokens_per_step for member in run.walk()}
-    return known.pop() if len(known) == 1 else None
-
-
 def curve(run: Run, key: str) -> dict[int, float]:
     """A logged value by step, "loss" (training) or "eval_loss"; what has diverged cannot be drawn and is left out."""
     return {row["step"]: row[key] for row in run.history if key in row and isfinite(row[key])}
@@ -67,21 +35,21 @@ def plot_lr(ax: Axes, run: Run) -> Axes:
     The y axis is the lr where all parameters share one peak lr, else the multiplier; x is steps where nobody knows the
     tokens of a step.
     """
-    per_step = family_tokens_per_step(run) or 1
-    peaks = set(identity(run).peak_lrs)
+    per_step = run.tokens_per_step or 1
+    peaks = set(run.identity.peak_lrs)
     peak = peaks.pop() if len(peaks) == 1 else None
     for member in run.walk():
-        schedule = identity(member).schedule
+        schedule = member.identity.schedule
         for phase, steps in _stretches(member):
             ax.plot(
                 [step * per_step for step in steps],
                 [schedule(step) * (peak or 1) for step in steps],
                 color=DECAY if phase is Phase.DECAY else TRUNK,
-                linestyle="-" if steps[-1] <= steps_done(member) else "--",
+                linestyle="-" if steps[-1] <= member.steps_done else "--",
                 linewidth=2.2,
                 gid=phase.value,
             )
-        for fork, _ in decays_of(member):
+        for fork, _ in member.decays():
             _mark(ax, fork * per_step, schedule(fork) * (peak or 1), filled=False)
     ax.set_ylabel("learning rate" if peak else "learning rate / peak")
     ax.set_ylim(-0.05 * (peak or 1), 1.15 * (peak or 1))
@@ -91,8 +59,8 @@ def plot_lr(ax: Axes, run: Run) -> Axes:
 def _stretches(run: Run) -> Iterator[tuple[Phase, list[int]]]:
     """Each phase that a run makes itself, with the steps to draw; a line begins where the one before it ends."""
     begin = run.planned.step if run.planned else 0
-    schedule = identity(run).schedule
-    reach = steps_done(run) if run.planned is None else schedule.total_steps or begin
+    schedule = run.identity.schedule
+    reach = run.steps_done if run.planned is None else schedule.total_steps or begin
     for start, end, segment in schedule.spans():
         first = max(start - 1, begin)
         last = end - 1 if end and end <= reach and end != schedule.total_steps else min(end or reach, reach)
@@ -106,18 +74,18 @@ def plot_losses(ax: Axes, run: Run) -> Axes:
     A finished model is marked at its end and labelled with its budget and its loss; an unfinished decay is dashed. What
     lies above the loss at the first fork point is cut off.
     """
-    per_step, trunk, ends = family_tokens_per_step(run) or 1, curve(run, "eval_loss"), list[End]()
+    per_step, trunk, ends = run.tokens_per_step or 1, curve(run, "eval_loss"), list[End]()
     _line(ax, curve(run, "loss"), per_step, color=TRAINING, linewidth=1.0, gid="training")
     _line(ax, trunk, per_step, color=TRUNK, gid="trunk")
     for member in run.walk():
         own = curve(member, "eval_loss")
-        for fork, end in decays_of(member):
+        for fork, end in member.decays():
             points = {step: trunk[step] for step in (fork,) if step in trunk}
             points |= {step: loss for step, loss in own.items() if fork < step <= end}
-            _line(ax, points, per_step, color=DECAY, linestyle="-" if is_finished(member, end) else "--", gid="decay")
+            _line(ax, points, per_step, color=DECAY, linestyle="-" if member.has_saved(end) else "--", gid="decay")
             if fork in trunk:
                 _mark(ax, fork * per_step, trunk[fork], filled=False)
-            if end in own and is_finished(member, end):
+            if end in own and member.has_saved(end):
                 _mark(ax, end * per_step, own[end], filled=True)
                 ends.append((end, own[end], _budget(member, end)))
     groups = _close_together(ax, sorted(ends), per_step)
@@ -142,7 +110,7 @@ def _mark(ax: Axes, x: float, y: float, *, filled: bool) -> None:
 
 def _budget(run: Run, end: int) -> str:
     """What a decayed model is called: its tokens as they were asked for, else as they are, else its steps."""
-    requested, per_step = identity(run).requested, identity(run).tokens_per_step
+    requested, per_step = run.identity.requested, run.identity.tokens_per_step
     if requested and Length(requested).tokens:
         return requested
     return show_tokens(end * per_step) if per_step else f"{end} steps"
@@ -182,7 +150,7 @@ def _label(ax: Axes, group: list[End], per_step: int, trunk: dict[int, float]) -
 
 def _cut_steep_start(ax: Axes, run: Run, *, lines: int) -> None:
     """Limits from the first fork point on, with room for labels: a trunk's first losses would flatten all else."""
-    first = min((fork for member in run.walk() for fork, _ in decays_of(member)), default=0)
+    first = min((fork for member in run.walk() for fork, _ in member.decays()), default=0)
     shown = [loss for member in run.walk() for step, loss in curve(member, "eval_loss").items() if step >= first]
     if len(set(shown)) > 1:
         height = max(shown) - min(shown)
@@ -193,10 +161,10 @@ def _scale_x(ax: Axes, run: Run) -> None:
     """Tokens (or steps) from the start, or logarithmic from before the first fork where the models differ a lot."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    per_step = family_tokens_per_step(run)
-    decays = [decay for member in run.walk() for decay in decays_of(member)]
+    per_step = run.tokens_per_step
+    decays = [decay for member in run.walk() for decay in member.decays()]
     first = min((fork for fork, _ in decays), default=0) * (per_step or 1)
-    last = max([1, steps_done(run), *(end for _, end in decays)]) * (per_step or 1)
+    last = max([1, run.steps_done, *(end for _, end in decays)]) * (per_step or 1)
     log = 0 < first * WIDE_RANGE <= last
     if log:
         ax.set_xscale("log")
@@ -211,7 +179,7 @@ def _legend(ax: Axes, run: Run) -> None:
     """One row above the panel, where no line can run into it."""
     from matplotlib.lines import Line2D
 
-    line = any(decays_of(run))  # WSD-S
+    line = any(run.decays())  # WSD-S
     dot: dict[str, Any] = {"color": DECAY, "marker": "o", "markersize": 8}
     keys = {
         "line" if line else "trunk": Line2D([], [], color=TRUNK, linewidth=2.2),

@@ -1,4 +1,4 @@
-"""What a family gave and what it cost: a table, a tree and a picture, all read from records and histories."""
+"""What a family gave and what it cost: a table and a picture, all read from records and histories."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from hf_wsd.lineage import Run, read_run, write_atomically
 from hf_wsd.plan import show_tokens, training_flops
-from hf_wsd.plots import decays_of, family_figure, family_tokens_per_step, identity, is_finished, steps_done
+from hf_wsd.plots import family_figure
 from hf_wsd.schedule import Phase
 
 COLUMNS = (
@@ -189,31 +188,31 @@ def _range(values: list[float]) -> str:
 
 def make_report(run: Run) -> Report:
     """The report of a trunk with its branches, or of a WSD-S line."""
-    rows = [_row(run, member, fork, end) for member in run.walk() for fork, end in decays_of(member)]
+    rows = [_row(run, member, fork, end) for member in run.walk() for fork, end in member.decays()]
     done = [row for row in rows if row.finished]
     trunk_steps = max((row.end if row.run == "." else row.fork for row in done), default=0)
     return Report(
         run=run.path.resolve().name,
         rows=tuple(sorted(rows, key=lambda row: (row.end, row.fork, row.run))),
-        steps_done=steps_done(run),
+        steps_done=run.steps_done,
         trunk_steps=trunk_steps,
         family_steps=trunk_steps + sum(row.end - row.fork for row in done if row.run != "."),
         separate_steps=sum({row.end for row in done}),
-        tokens_per_step=family_tokens_per_step(run),
-        parameters=identity(run).parameters,
+        tokens_per_step=run.tokens_per_step,
+        parameters=run.identity.parameters,
     )
 
 
 def _row(trunk: Run, run: Run, fork: int, end: int) -> Row:
-    finished = is_finished(run, end)
+    finished = run.has_saved(end)
     losses = run.losses_at(end) if finished else {}
-    undecayed = run is not trunk and identity(trunk).schedule.phase(end - 1) is not Phase.DECAY
+    undecayed = run is not trunk and trunk.identity.schedule.phase(end - 1) is not Phase.DECAY
     return Row(
         run=run.path.relative_to(trunk.path).as_posix(),
-        requested=identity(run).requested,
+        requested=run.identity.requested,
         fork=fork,
         end=end,
-        tokens=_tokens_at(run, end),
+        tokens=run.tokens_at(end),
         trunk_loss_at_fork=trunk.losses_at(fork).get("loss"),
         trunk_loss_at_end=trunk.losses_at(end).get("loss") if undecayed else None,
         loss=losses.get("loss"),
@@ -221,45 +220,6 @@ def _row(trunk: Run, run: Run, fork: int, end: int) -> Row:
         perplexity=losses.get("perplexity"),
         finished=finished,
     )
-
-
-def _tokens_at(run: Run, step: int) -> int | None:
-    """Tokens seen after that many updates: as counted by the run, else by the tokens of a step."""
-    if step in run.records and run.records[step].tokens is not None:
-        return run.records[step].tokens
-    per_step = identity(run).tokens_per_step
-    return None if per_step is None else step * per_step
-
-
-def render_tree(run: Run) -> Tree:
-    """The trunk with its kept checkpoints and, below its fork point, each branch with its state and losses."""
-    schedule, done = identity(run).schedule, steps_done(run)
-    phase = schedule.phase(max(done - 1, 0)).value
-    tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}\n{schedule}"))
-    branches = [(fork, end, branch) for branch in run.walk() if branch is not run for fork, end in decays_of(branch)]
-    kept = {step for step, record in run.records.items() if record.kind != "periodic"}
-    for step in sorted(kept | {fork for fork, _, _ in branches}):
-        kind = run.records[step].kind if step in run.records else "checkpoint is gone"
-        node = tree.add(Text(f"{_describe(run, step)}, {kind}"))
-        for branch, end in ((branch, end) for fork, end, branch in branches if fork == step):
-            node.add(Text(f"{branch.path.name}: {_state(branch, step, end)}"))
-    return tree
-
-
-def _state(branch: Run, fork: int, end: int) -> str:
-    if is_finished(branch, end):
-        return f"finished, {_describe(branch, end)}"
-    done = steps_done(branch)
-    return f"{'planned' if done == fork else f'at step {done}'}, ends at step {end}"
-
-
-def _describe(run: Run, step: int) -> str:
-    """Step, tokens and losses, as far as they are known."""
-    tokens, losses = _tokens_at(run, step), run.losses_at(step)
-    parts = [f"step {step}"]
-    parts += [f"{show_tokens(tokens)} tokens"] if tokens is not None else []
-    parts += [f"{name.replace('_', ' ')} {losses[name]:.3f}" for name in ("loss", "bits_per_byte") if name in losses]
-    return ", ".join(parts)
 
 
 def write_report(folder: Path | str) -> dict[str, Path]:

@@ -50,7 +50,7 @@ from hf_wsd.settings import Settings
 
 PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 2048, from 124M on at GPT-2's 50257
     "0.5M": (3, 3, 96),
-    "2M": (4, 4, 160),
+    "2M": (5, 5, 160),
     "10M": (6, 6, 336),
     "30M": (8, 8, 512),
     "124M": (12, 12, 768),

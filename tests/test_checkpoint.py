@@ -194,8 +194,8 @@ def test_newest_whole_checkpoint_passes_over_damaged_ones(tmp_path):
 
 def test_what_was_passed_over_is_said(tmp_path):
     make_checkpoint(tmp_path, 10)
-    for step, content in ((20, "{"), (30, '{"global_step": "x"}')):
-        (make_checkpoint(tmp_path, step) / "trainer_state.json").write_text(content)
+    for step in (20, 30):
+        (make_checkpoint(tmp_path, step) / "trainer_state.json").write_text("{")
     assert [text.partition(" cannot")[0] for text in newest_whole(tmp_path)[1]] == [
         str(tmp_path / "checkpoint-30"),
         str(tmp_path / "checkpoint-20"),

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.lineage import BRANCHES, Lineage, Parent, append_history, read_run
-from hf_wsd.report import COLUMNS, make_report, render_tree, write_report
+from hf_wsd.report import COLUMNS, make_report, write_report
+from hf_wsd.tree import render_tree
 
 TRUNK = wsd(num_warmup_steps=5, num_decay_steps=0)
 TOKENS_PER_STEP, PARAMETERS = 64, 1000

@@ -1,0 +1,40 @@
+"""A family as a tree for the terminal: what is kept and why, and how far each branch has come."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from rich.tree import Tree
+
+from hf_wsd.lineage import Run
+from hf_wsd.plan import show_tokens
+
+
+def render_tree(run: Run) -> Tree:
+    """The trunk with its kept checkpoints and, below its fork point, each branch with its state and losses."""
+    schedule, done = run.identity.schedule, run.steps_done
+    phase = schedule.phase(max(done - 1, 0)).value
+    tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}\n{schedule}"))
+    branches = [(fork, end, branch) for branch in run.walk() if branch is not run for fork, end in branch.decays()]
+    kept = {step for step, record in run.records.items() if record.kind != "periodic"}
+    for step in sorted(kept | {fork for fork, _, _ in branches}):
+        kind = run.records[step].kind if step in run.records else "checkpoint is gone"
+        node = tree.add(Text(f"{_describe(run, step)}, {kind}"))
+        for branch, end in ((branch, end) for fork, end, branch in branches if fork == step):
+            node.add(Text(f"{branch.path.name}: {_state(branch, step, end)}"))
+    return tree
+
+
+def _state(branch: Run, fork: int, end: int) -> str:
+    if branch.has_saved(end):
+        return f"finished, {_describe(branch, end)}"
+    done = branch.steps_done
+    return f"{'planned' if done == fork else f'at step {done}'}, ends at step {end}"
+
+
+def _describe(run: Run, step: int) -> str:
+    """Step, tokens and losses, as far as they are known."""
+    tokens, losses = run.tokens_at(step), run.losses_at(step)
+    parts = [f"step {step}"]
+    parts += [f"{show_tokens(tokens)} tokens"] if tokens is not None else []
+    parts += [f"{name.replace('_', ' ')} {losses[name]:.3f}" for name in ("loss", "bits_per_byte") if name in losses]
+    return ", ".join(parts)

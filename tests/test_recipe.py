@@ -1,0 +1,121 @@
+"""The recipe as its user runs it, on the embedded corpus with a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import pretrain
+import pytest
+import torch
+from blocks import DataArguments, byte_lengths, load_tokenizer
+from trainer_runs import same_weights
+
+from hf_wsd.errors import SettingsError
+from hf_wsd.lineage import read_run
+
+TINY = (
+    *("--config_overrides", "n_layer=1,n_embd=16,n_head=1", "--block_size", "32", "--max_eval_blocks", "8"),
+    *("--per_device_train_batch_size", "4", "--warmup_steps", "4", "--use_cpu", "--decay_fraction", "0.25"),
+)  # 128 tokens a step
+
+
+def pretrain_here(run, *flags):
+    """Run recipes/pretrain.py in this process."""
+    before = sys.argv, dict(os.environ)
+    sys.argv = ["pretrain.py", "--output_dir", str(run), *TINY, *map(str, flags)]
+    try:
+        pretrain.main()
+    finally:
+        sys.argv = before[0]
+        os.environ.clear()
+        os.environ.update(before[1])
+    return run
+
+
+def test_trunk_saves_the_fork_points_of_its_budgets_and_stops_at_the_last(tmp_path):
+    run = pretrain_here(tmp_path / "run", "--trunk", "--budgets", "2.56K", "5.12K")
+    assert {step: record.kind for step, record in read_run(run).records.items()} == {15: "fork", 30: "fork"}
+
+
+def test_evaluation_gives_token_weighted_loss_perplexity_and_bits_per_byte(tmp_path):
+    run = pretrain_here(tmp_path / "run", "--budgets", "20")
+    losses = read_run(run).latest.losses
+    assert losses["perplexity"] == pytest.approx(math.exp(losses["loss"]))
+    assert 0 < losses["bits_per_byte"] < losses["loss"] / math.log(2)
+
+
+def test_branch_by_hand_equals_the_straight_run(tmp_path):
+    trunk = pretrain_here(tmp_path / "trunk", "--trunk", "--budgets", "40")
+    straight = pretrain_here(tmp_path / "straight", "--budgets", "40")
+    branch = pretrain_here(tmp_path / "branch", "--budgets", "40", "--resume_from_checkpoint", trunk / "checkpoint-30")
+    assert read_run(branch).latest.intent == "branch"
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+
+
+def test_repeated_command_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
+    flags = ("--budgets", "40", "--save_steps", "10", "--save_total_limit", "9")
+    whole = pretrain_here(tmp_path / "whole", *flags)
+    begun = pretrain_here(tmp_path / "begun", *flags)
+    for step in (30, 40):  # as a kill in the middle of a save leaves it
+        for folder in begun.glob(f"**/checkpoint-{step}"):
+            (folder / "optimizer.pt").write_bytes(b"PK")
+    pretrain_here(begun, *flags)
+    assert "passed over" in caplog.text
+    assert same_weights(whole / "checkpoint-40", begun / "checkpoint-40")
+
+
+def test_finished_run_is_left_alone(tmp_path, caplog):
+    run = pretrain_here(tmp_path / "run", "--budgets", "20")
+    before = (run / "checkpoint-20" / "model.safetensors").stat().st_mtime_ns
+    pretrain_here(run, "--budgets", "20")
+    assert "nothing is left to train" in caplog.text
+    assert (run / "checkpoint-20" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_several_budgets_without_a_trunk_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="2 budgets need --trunk"):
+        pretrain_here(tmp_path / "run", "--budgets", "20", "40")
+
+
+def test_unknown_preset_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(SettingsError, match="did you mean '124M'"):
+        pretrain_here(tmp_path / "run", "--budgets", "20", "--preset", "125M")
+
+
+def test_model_can_be_continued_from_a_saved_one(tmp_path):
+    first = pretrain_here(tmp_path / "first", "--budgets", "20")
+    second = pretrain_here(tmp_path / "second", "--budgets", "20", "--model_name_or_path", first)
+    assert read_run(second).latest.losses["loss"] < read_run(first).latest.losses["loss"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "block_size", "millions"),
+    [
+        *(("0.5M", 2048, 256, 0.5), ("2M", 2048, 256, 2), ("10M", 2048, 256, 10), ("30M", 2048, 256, 30)),
+        *(("124M", 50257, 1024, 124), ("350M", 50257, 1024, 350)),
+    ],
+)
+def test_preset_has_about_the_parameters_that_its_name_says(preset, vocabulary, block_size, millions):
+    with torch.device("meta"):
+        model = pretrain.new_model(pretrain.ModelArguments(preset=preset), vocabulary, block_size, 0)
+    assert model.num_parameters() == pytest.approx(millions * 1e6, rel=0.15)
+
+
+def test_loss_of_a_block_counts_each_predicted_token_and_its_bytes():
+    tokenizer = load_tokenizer(DataArguments())
+    text = "In the beginning"
+    labels = torch.tensor([tokenizer(text)["input_ids"]])
+    logits = torch.zeros(1, labels.shape[1], len(tokenizer))
+    nll, tokens, n_bytes = pretrain.per_block(logits, labels, torch.tensor(byte_lengths(tokenizer)))[0].tolist()
+    assert tokens == labels.shape[1] - 1
+    assert nll == pytest.approx(tokens * math.log(len(tokenizer)))
+    assert n_bytes == len(text.encode()) - len(tokenizer.decode(labels[0, :1]).encode())
+
+
+def test_masked_labels_count_for_nothing():
+    labels = torch.tensor([[5, -100, 7, -100]])
+    nll, tokens, n_bytes = pretrain.per_block(torch.zeros(1, 4, 10), labels, torch.full((10,), 3))[0].tolist()
+    assert (tokens, n_bytes) == (1, 3)
+    assert nll == pytest.approx(math.log(10))
