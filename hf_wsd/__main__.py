@@ -56,10 +56,16 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv), []
 
 
+def _with_dashes(arg: str) -> str:
+    """A flag of ours may be written with underscores too."""
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value if arg.startswith("--") else arg
+
+
 def main() -> None:
     """Register the schedules, then run the script as if python had."""
     ours, target = split(sys.argv[1:])
-    ours = [arg.replace("_", "-") if arg.startswith("--") else arg for arg in ours]
+    ours = [_with_dashes(arg) for arg in ours]
     parser = flags()
     given = {name: value for name, value in vars(parser.parse_args(ours)).items() if value}
     if not target or target == ["-m"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 from hf_wsd.checks import count, fraction, ratio
 from hf_wsd.errors import ScheduleError
@@ -35,19 +37,26 @@ def decay_length(length: int, *, num_decay_steps: int | None = None, decay_fract
 def total_for_fork(fork: int, decay_fraction: float) -> int:
     """The smallest total T whose decay of `round(decay_fraction * T)` steps starts at step `fork`.
 
+    Raises:
+        ScheduleError: the fork comes too early for a decay of that fraction to have a step.
+
     >>> total_for_fork(900, 0.1), total_for_fork(80, 0.2)
     (1000, 100)
     """
-    count("fork point", fork, at_least=1)
+    fork = count("fork point", fork, at_least=1)
     fraction("decay_fraction", decay_fraction)
-    total = max(fork, int(fork / (1 - decay_fraction)) - 2)
+    total = max(fork, int((fork - 0.5) / (1 - decay_fraction)) - 2)
     while total - round(decay_fraction * total) < fork:  # T - round(f T) grows by 0 or 1 a step: every fork is met
         total += 1
+    if total == fork:  # no step of decay yet; one more step is one of decay, or else too many of trunk
+        total += 1
+    if total - round(decay_fraction * total) != fork:
+        raise ScheduleError(f"a decay of {decay_fraction:g} from step {fork} is no step: give num_decay_steps")
     return total
 
 
 def _warmup(steps: int, *, start: float, shape: str) -> tuple[Segment, ...]:
-    count("num_warmup_steps", steps)
+    steps = count("num_warmup_steps", steps)
     find_shape(shape, end=1.0, warmup=True)
     return (Segment(phase=Phase.WARMUP, steps=steps, start=start, shape=shape),) if steps else ()
 
@@ -87,6 +96,8 @@ def wsd(
     """
     find_shape(decay_type, end=ratio("min_lr_ratio", min_lr_ratio))
     warmup = _warmup(num_warmup_steps, start=min_lr_ratio, shape=warmup_type)
+    if num_decay_steps is not None:
+        num_decay_steps = count("num_decay_steps", num_decay_steps)
     if num_decay_steps == 0 and decay_fraction is None:
         if num_stable_steps is not None:
             raise ScheduleError(
@@ -139,17 +150,18 @@ def wsd_s(
     >>> wsd_s(cycle_ends=[100, 200]).checkpoint_steps()
     {90: 'pre-decay', 100: 'post-decay', 190: 'pre-decay', 200: 'post-decay'}
     """
-    ends = [count("num_training_steps", num_training_steps)] if cycle_ends is None else list(cycle_ends)
+    if cycle_ends is None and num_training_steps is None:
+        raise ScheduleError("give cycle_ends, for example [1000, 2000, 4000], or num_training_steps for one cycle")
+    ends = _cycle_ends([num_training_steps] if cycle_ends is None else cycle_ends)
     if num_training_steps is not None and ends[-1:] != [num_training_steps]:
         raise ScheduleError(
             f"the run has {num_training_steps} steps but cycle_ends is {ends}: train as many steps as the last cycle's "
-            f"end (--max_steps {ends[-1] if ends else '...'}), or end the last cycle at {num_training_steps}"
+            f"end (--max_steps {ends[-1]}), or end the last cycle at {num_training_steps}"
         )
     ratio("min_lr_ratio", min_lr_ratio)
     segments = [*_warmup(num_warmup_steps, start=min_lr_ratio, shape=warmup_type)]
     begin = 0
     for end in ends:
-        count("a cycle end", end, at_least=begin + 1)
         decay_steps = decay_length(end - begin, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
         count("num_decay_steps of wsd_s", decay_steps, at_least=1)
         warmup_steps = num_warmup_steps if begin == 0 else 0
@@ -162,6 +174,19 @@ def wsd_s(
         segments.append(Segment(phase=Phase.DECAY, steps=decay_steps, end=min_lr_ratio, shape=decay_type))
         begin = end
     return Schedule(tuple(segments))
+
+
+def _cycle_ends(ends: Any) -> list[int]:
+    try:
+        steps = [count("a cycle end", end, at_least=1) for end in ends]
+    except TypeError:
+        steps = []
+    if not steps:
+        raise ScheduleError(f"cycle_ends is a list of steps such as [1000, 2000, 4000], not {ends!r}")
+    for before, after in pairwise(steps):
+        if after <= before:
+            raise ScheduleError(f"cycle_ends must rise, but {after} follows {before}: {steps}")
+    return steps
 
 
 def cosine(num_training_steps: int, *, num_warmup_steps: int = 0, min_lr_ratio: float = 0.0) -> Schedule:

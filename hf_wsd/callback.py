@@ -10,8 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from hf_wsd.errors import RunError
+from hf_wsd.history import cut_history, losses_of
 from hf_wsd.keeper import Keeper
-from hf_wsd.lineage import RECORD, cut_history, losses_of
+from hf_wsd.lineage import RECORD
 from hf_wsd.randomness import Randomness
 from hf_wsd.schedule import Phase
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hf_wsd.errors import CheckpointError
@@ -16,13 +16,13 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def saved_checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, rising; a kept fork point stands in where Trainer has rotated its own away."""
-    found: dict[int, Path] = {}
-    for folder in (run / FORK_POINTS, run):
-        for path in folder.glob("checkpoint-*"):
-            if (match := _NAME.fullmatch(path.name)) and path.is_dir():
-                found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    """The checkpoints of a run by step, rising; a kept copy stands in where Trainer's own is gone or half deleted."""
+    kept, own = (
+        {int(match[1]): path for path in folder.glob("*/") if (match := _NAME.fullmatch(path.name))}
+        for folder in (run / FORK_POINTS, run)
+    )
+    damaged = {step for step in own.keys() & kept.keys() if any(_problems(own[step]))}
+    return dict(sorted((kept | {step: path for step, path in own.items() if step not in damaged}).items()))
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -56,12 +56,21 @@ def check_checkpoint(path: Path) -> int:
 
 
 def _problems(path: Path) -> Iterator[str]:
-    if (text := _unreadable_json(path / "trainer_state.json", "global_step")) is not None:
-        yield text
+    try:
+        step = json.loads((path / "trainer_state.json").read_text())["global_step"]
+        if not isinstance(step, int):
+            yield f"trainer_state.json is damaged (global_step is {step!r})"
+    except FileNotFoundError:
+        yield "no trainer_state.json"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"trainer_state.json is damaged ({type(error).__name__}: {error})"
+    for name in _shards(path):
+        if not (path / name).exists():
+            yield f"no weights {name}, which the index names"
     patterns = {  # FSDP and DeepSpeed save folders of their own
         "weights": ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*"),
         "optimizer state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
-        "scheduler state": ("scheduler.pt",),
+        "scheduler state": ("scheduler.pt", "global_step*"),
         "RNG state": ("rng_state*.pth",),
     }
     for what, names in patterns.items():
@@ -73,28 +82,25 @@ def _problems(path: Path) -> Iterator[str]:
                 yield f"{what} {file.name} is damaged"
 
 
-def _unreadable_json(file: Path, key: str) -> str | None:
-    try:
-        json.loads(file.read_text())[key]
-    except FileNotFoundError:
-        return f"no {file.name}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{file.name} is damaged ({type(error).__name__}: {error})"
-    return None
+def _shards(path: Path) -> set[str]:
+    """The files that weights in several pieces consist of."""
+    names: set[str] = set()
+    for index in path.glob("*.index.json"):
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            names |= set(json.loads(index.read_text())["weight_map"].values())
+    return names
 
 
 def _whole(file: Path) -> bool:
     """Whether a safetensors file has the bytes that its header promises, and a torch file is a complete zip."""
     if file.suffix != ".safetensors":
         return zipfile.is_zipfile(file)
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > os.path.getsize(file):
-            return False
+        length = int.from_bytes(stream.read(8), "little")
         try:
-            header = json.loads(stream.read(length))
-        except ValueError:
+            header = json.loads(stream.read(min(length, size)))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            return bool(size == 8 + length + end)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return os.path.getsize(file) == 8 + length + max(ends, default=0)

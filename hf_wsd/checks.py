@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from hf_wsd.errors import ScheduleError
 
@@ -15,7 +17,9 @@ def count(name: str, value: Any, *, at_least: int = 0) -> int:
         ScheduleError: it is no whole number, or below `at_least`; a fraction is named as one.
     """
     try:
-        number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
+        number = int(operator.index(value))
     except TypeError:
         repair = f": a fraction is written decay_fraction={value}" if name == "num_decay_steps" else ""
         raise ScheduleError(f"{name} is a number of steps, not {value!r}{repair}") from None
@@ -45,3 +49,25 @@ def fraction(name: str, value: Any) -> float:
         return value
     hint = f": {value} % is {value / 100:g}" if isinstance(value, (int, float)) and 1 < value < 100 else ""
     raise ScheduleError(f"{name} must lie strictly between 0 and 1, not {value!r}{hint}")
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is what a dataclass field's type hint says.
+
+    >>> has_type(None, int | None), has_type({"a": "x"}, Mapping[str, float]), has_type((1, 2.5), tuple[float, ...])
+    (True, False, True)
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(has_type(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(has_type(item, inner[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(
+            has_type(k, inner[0]) and has_type(v, inner[1]) for k, v in value.items()
+        )
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +48,8 @@ def decay(
 
     What is not given is as the trunk was started: its budgets, decay fraction and shape.
     """
+    from hf_wsd.family import read_run
     from hf_wsd.forking import branch_command, fork, plan_decays, run_branches, show_command
-    from hf_wsd.lineage import read_run
 
     trunk = read_run(run)
     settings = trunk.latest.settings
@@ -91,8 +93,11 @@ def _tell(branch: Any, event: str) -> bool:
 app.command("fork", hidden=True)(decay)
 
 
-@app.command("anneal", hidden=True)
-@app.command("cooldown", hidden=True)
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command("anneal", hidden=True, context_settings=_ANY_ARGUMENTS)
+@app.command("cooldown", hidden=True, context_settings=_ANY_ARGUMENTS)
 def other_words() -> None:
     """Other systems' words for a decay."""
     raise WSDError("did you mean `hf-wsd decay`? It takes a RUN and trains decayed models off its checkpoints")
@@ -101,7 +106,7 @@ def other_words() -> None:
 @app.command()
 def tree(run: RunFolder, as_json: AsJson = False) -> None:
     """Show RUN and its branches: checkpoints kept and why, losses, what is running."""
-    from hf_wsd.lineage import read_run
+    from hf_wsd.family import read_run
     from hf_wsd.report import make_report
     from hf_wsd.tree import render_tree
 
@@ -114,7 +119,7 @@ def tree(run: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def report(run: RunFolder, as_json: AsJson = False) -> None:
     """Table, cost and picture of RUN's family; written to RUN/report.md, .json and .png."""
-    from hf_wsd.lineage import read_run
+    from hf_wsd.family import read_run
     from hf_wsd.report import make_report, write_report
 
     files = write_report(run)
@@ -133,6 +138,9 @@ def demo(
     """Train a 0.5M-parameter GPT-2 trunk on the embedded corpus, four decay branches, and report. About six minutes."""
     from hf_wsd.demo import train_trunk
 
+    # A model this small spends its time in short parallel loops. On busy cores OpenMP's threads would spin for one
+    # another: 20 times slower, measured on two cores of which one was taken.
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     train_trunk(output_dir)
     decay(output_dir)
     report(output_dir)
@@ -142,11 +150,26 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+def spread(argv: Sequence[str]) -> list[str]:
+    """`--budgets 1B 2B` as `--budgets 1B --budgets 2B`, the form that typer reads.
+
+    >>> spread(["decay", "--budgets", "1B", "2B", "RUN"])
+    ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
+    """
+    spread_out: list[str] = []
+    for word in argv:
+        before = spread_out[-2:-1]
+        if before in (["--budgets"], ["--at"]) and word[:1].isdigit():
+            spread_out += before
+        spread_out.append(word)
+    return spread_out
+
+
 def main() -> None:
     """The console script: errors of ours are one message, Ctrl-C says how to go on."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running branches are ended too
     try:
-        app()
+        app(spread(sys.argv[1:]))
     except WSDError as error:
         sys.exit(f"hf-wsd: {error}")
     except KeyboardInterrupt:

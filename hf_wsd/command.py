@@ -8,14 +8,18 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_wsd.lineage import Command
 
 _KEPT_VARIABLES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # HF_WSD_*: the record has them as settings
-_SECRET_NAME = re.compile(
-    r"^(hub|hf|auth|access|api|push_to_hub)?_?token$|(api|access|secret|private)_?key$|password$|passwd$|secret$"
+_SECRET_NAME = re.compile(  # not any token: eos_token and its like are settings
+    r"^((push_to_)?hub|hf|huggingface|github|wandb|auth|access|api|bearer)?_?token$"
+    r"|(api|access|secret|private|openai|wandb)_?key$|password$|passwd$|secret$"
 )
 _SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_YAML_PAIR = re.compile(r"""([\w-]+)["']?[ \t]*:[ \t]*("[^"]*"|'[^']*'|[^,}\s#]+)""")
+_LARGEST_ARGUMENT_FILE = 64 * 1024  # bytes
 
 
 def capture_command(world_size: int = 1) -> Command:
@@ -28,9 +32,7 @@ def capture_command(world_size: int = 1) -> Command:
         cwd=os.getcwd(),
         world_size=world_size,
         environment=_environment(os.environ),
-        files={
-            arg: _scrub_file(arg) for arg in argv if arg.endswith((".json", ".yaml", ".yml")) and Path(arg).is_file()
-        },
+        files=_argument_files(argv),
     )
 
 
@@ -70,13 +72,32 @@ def scrub_arguments(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _scrub_file(path: str) -> str:
-    text = Path(path).read_text()
-    if path.endswith(".json"):
-        content = json.loads(text)
-        if isinstance(content, dict):
-            text = json.dumps({key: value for key, value in content.items() if not is_secret(key)}, indent=1)
-    else:
-        lines = text.splitlines(keepends=True)
-        text = "".join(line for line in lines if not is_secret(line.partition(":")[0].strip()))
-    return _SECRET_VALUE.sub("***", text)
+def _argument_files(argv: Sequence[str]) -> dict[str, str]:
+    """Texts of the argument files, without secrets; what is large or no table of arguments is data, and left out."""
+    files = {}
+    for path in (arg.partition("=")[2] if arg.startswith("--") else arg for arg in argv):
+        try:
+            if path.endswith((".json", ".yaml", ".yml")) and os.path.getsize(path) <= _LARGEST_ARGUMENT_FILE:
+                text = Path(path).read_text()
+                files[path] = _SECRET_VALUE.sub(
+                    "***", _scrub_json(text) if path.endswith(".json") else _scrub_yaml(text)
+                )
+        except (OSError, ValueError):
+            continue
+    return files
+
+
+def _scrub_json(text: str) -> str:
+    def scrub(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: scrub(item) for key, item in value.items() if not is_secret(key)}
+        return [scrub(item) for item in value] if isinstance(value, list) else value
+
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a table of arguments")
+    return json.dumps(scrub(content), indent=1)
+
+
+def _scrub_yaml(text: str) -> str:
+    return _YAML_PAIR.sub(lambda pair: f"{pair[1]}: null" if is_secret(pair[1]) else pair[0], text)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from hf_wsd.errors import RecordError, RunError
+from hf_wsd.family import read_run
 from hf_wsd.forking import locked
-from hf_wsd.lineage import read_run
 
 BUDGETS = ("0.4M", "0.8M", "1.6M", "3.2M")
 
@@ -32,7 +32,8 @@ def demo_command(run: Path) -> list[str]:
     return [
         *(sys.executable, str(recipes_folder() / "pretrain.py"), "--output_dir", str(run)),
         *("--preset", "0.5M", "--trunk", "--budgets", *BUDGETS, "--decay_fraction", "0.2"),
-        *("--learning_rate", "1e-2", "--warmup_steps", "40", "--max_eval_blocks", "128"),
+        *("--block_size", "128", "--learning_rate", "5e-3", "--warmup_steps", "80"),
+        *("--eval_steps", "200", "--save_steps", "200", "--max_eval_blocks", "192"),
     ]
 
 

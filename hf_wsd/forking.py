@@ -19,7 +19,9 @@ from pathlib import Path
 
 from hf_wsd.checkpoint import check_checkpoint, newest_whole
 from hf_wsd.errors import CheckpointError, ForkError, RunError
-from hf_wsd.lineage import BRANCHES, RECORD, Command, Lineage, Parent, Run, read_run, write_atomically
+from hf_wsd.family import Run, read_run
+from hf_wsd.history import write_atomically
+from hf_wsd.lineage import BRANCHES, RECORD, Command, Lineage, Parent
 from hf_wsd.plan import Decay, Plan, show_tokens
 from hf_wsd.schedule import Phase
 

@@ -17,7 +17,8 @@ from typing import Any
 from transformers.utils import logging
 
 from hf_wsd.checkpoint import FORK_POINTS
-from hf_wsd.lineage import Lineage, append_history
+from hf_wsd.history import append_history
+from hf_wsd.lineage import Lineage
 
 logger = logging.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from hf_wsd.checks import count
 from hf_wsd.errors import ForkError, ScheduleError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
+_LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Length:
     text: str
 
     def __post_init__(self) -> None:
-        match = _LENGTH.fullmatch(self.text)
+        match = _LENGTH.fullmatch(self.text) if isinstance(self.text, str) else None
         if not match or float(match[1]) == 0 or (not match[2] and "." in match[1]):
             raise ScheduleError(
                 f"{self.text!r} is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"
@@ -51,7 +51,7 @@ class Length:
                 f"{self.text} is tokens, but the tokens of one step are not known here: give lengths in steps, or say "
                 "how many tokens a step has (--tokens-per-step)"
             )
-        steps = round(self.tokens / tokens_per_step)
+        steps = round(self.tokens / count("tokens_per_step", tokens_per_step, at_least=1))
         if steps == 0:
             raise ScheduleError(f"{self.text} tokens are less than half a step of {tokens_per_step} tokens")
         return steps
@@ -79,6 +79,11 @@ class Decay:
     fork: int
     end: int
     requested: Length | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fork < self.end:
+            asked = f" ({self.requested})" if self.requested else ""
+            raise ForkError(f"a model of {self.end} steps{asked} cannot have a decay of {self.steps} steps")
 
     @property
     def steps(self) -> int:
@@ -125,8 +130,6 @@ class Plan:
         for length in lengths:
             end = length.steps(tokens_per_step)
             steps = decay_length(end, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
-            if not 0 < steps < end:
-                raise ForkError(f"a model of {end} steps ({length}) cannot have a decay of {steps} steps")
             decays.append(Decay(fork=end - steps, end=end, requested=length))
         return cls(decays=tuple(sorted(decays, key=lambda d: d.end)), tokens_per_step=tokens_per_step)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from hf_wsd.lineage import Run
+from hf_wsd.family import Run
 from hf_wsd.plan import Length, show_tokens
 from hf_wsd.schedule import Phase
 

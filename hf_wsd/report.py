@@ -14,7 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from hf_wsd.lineage import Run, read_run, write_atomically
+from hf_wsd.family import Run, read_run
+from hf_wsd.history import write_atomically
 from hf_wsd.plan import show_tokens, training_flops
 from hf_wsd.plots import family_figure
 from hf_wsd.schedule import Phase

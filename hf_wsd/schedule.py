@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from hf_wsd.checks import count, ratio
-from hf_wsd.errors import ForkError, ResumeError, ScheduleError
-from hf_wsd.shapes import find_shape
+from hf_wsd.errors import ForkError, ResumeError, ScheduleError, unknown
+from hf_wsd.shapes import SHAPES, WARMUP_SHAPES, find_shape
 
 SCHEMA = 1
 
@@ -51,26 +51,27 @@ class Segment:
     shape: str = "constant"
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "phase", Phase(self.phase))
+        except ValueError:
+            raise ScheduleError(unknown("phase", self.phase, list(Phase))) from None
         if self.steps is not None:
-            count("steps of a segment", self.steps, at_least=1)
+            object.__setattr__(self, "steps", count("steps of a segment", self.steps, at_least=1))
         for name in ("start", "end"):
             ratio(f"{name} of a segment", getattr(self, name))
-        if self.shape != "constant":
-            self._curve  # an unknown shape fails here, not when the decay starts  # noqa: B018
-        if self.shape == "constant" and self.start != self.end:
+        if self.shape != "constant":  # an unknown shape fails here, not when the decay starts
+            find_shape(self.shape, start=self.start, end=self.end, warmup=self.phase is Phase.WARMUP)
+        elif self.start != self.end:
             raise ScheduleError(f"a constant segment cannot go from {self.start:g} to {self.end:g}: name a shape")
         if self.steps is None and self.shape != "constant":
             raise ScheduleError(f"a {self.shape} {self.phase.value} needs a number of steps: only a constant is open")
-
-    @cached_property
-    def _curve(self) -> Any:
-        return find_shape(self.shape, end=self.end, warmup=self.phase is Phase.WARMUP).curve
 
     def multiplier(self, i: int) -> float:
         """Multiplier of update i of this stretch; past its end, `end`."""
         if self.steps is None or i >= self.steps or self.shape == "constant":
             return self.end
-        return float(self._curve(float(i) / float(self.steps), self.start, self.end))
+        table = WARMUP_SHAPES if self.phase is Phase.WARMUP else SHAPES
+        return table[self.shape].curve(float(i) / float(self.steps), self.start, self.end)
 
     def __str__(self) -> str:
         length = "open-ended" if self.steps is None else f"{self.steps} steps"
@@ -93,6 +94,7 @@ class Schedule:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(self.segments))
         if not self.segments:
             raise ScheduleError("a schedule needs at least one segment")
         for segment in self.segments[:-1]:
@@ -162,23 +164,29 @@ class Schedule:
         >>> trunk.fork(80, decay_steps=20) == wsd(100, num_warmup_steps=10, num_decay_steps=20)
         True
         """
-        count("decay_steps", decay_steps, at_least=1)
-        self._check_fork_point(at)
+        decay_steps = count("decay_steps", decay_steps, at_least=1)
+        at = self._fork_point(at)
         kept = self._until(at)
         decay = Segment(phase=Phase.DECAY, steps=decay_steps, start=kept[-1].end, end=final, shape=shape)
         return Schedule((*kept, decay))
 
-    def _check_fork_point(self, at: int) -> None:
-        count("fork point", at, at_least=1)
+    def _fork_point(self, at: int) -> int:
+        at = count("fork point", at, at_least=1)
         if self.total_steps is not None and at > self.total_steps:
             raise ForkError(f"cannot fork at step {at}: the trunk ends at step {self.total_steps}.")
-        start, end, segment = list(self.spans())[self._locate(at - 1)]
-        warming_up = segment.phase is Phase.WARMUP
-        if segment.phase is Phase.DECAY or (warming_up and at != end):
+        if not self._can_fork(at):
+            start, end, segment = list(self.spans())[self._locate(at - 1)]
+            nearest = end if segment.phase is Phase.WARMUP else start
+            hint = f" Nearest stable checkpoint: {nearest}." if nearest and self._can_fork(nearest) else ""
             raise ForkError(
                 f"cannot fork at step {at}: update {at - 1} is in the {segment.phase.value} phase "
-                f"({start}-{(end or at) - 1}). Nearest stable checkpoint: {end if warming_up else start}."
+                f"({start}-{(end or at) - 1}).{hint}"
             )
+        return at
+
+    def _can_fork(self, at: int) -> bool:
+        _, end, segment = list(self.spans())[self._locate(at - 1)]
+        return segment.phase is Phase.STABLE or (segment.phase is Phase.WARMUP and at == end)
 
     def _until(self, step: int | None) -> tuple[Segment, ...]:
         """The segments that updates 0 to `step` - 1 need; constants cut there, equal neighbours merged."""
@@ -219,12 +227,14 @@ class Schedule:
         Raises:
             ScheduleError: another schema, or fields that are missing or unknown.
         """
-        if data.get("schema") != SCHEMA:
-            raise ScheduleError(f"schedule of schema {data.get('schema')!r}: this version of hf_wsd reads {SCHEMA}")
+        schema = data.get("schema") if isinstance(data, dict) else data
+        if schema != SCHEMA:
+            raise ScheduleError(f"schedule of schema {schema!r}: this version of hf_wsd reads {SCHEMA}")
+        names = [field.name for field in fields(Segment)]
         try:
-            return cls(tuple(Segment(**{**s, "phase": Phase(s["phase"])}) for s in data["segments"]))
-        except (KeyError, TypeError) as error:
-            raise ScheduleError(f"damaged schedule: {error}") from error
+            return cls(tuple(Segment(**{name: s[name] for name in names} | s) for s in data["segments"]))
+        except (KeyError, TypeError) as error:  # no field may be missing: a default would hide the damage
+            raise ScheduleError(f"damaged schedule: {type(error).__name__} {error}") from error
 
     def __str__(self) -> str:
         return "; ".join(str(segment) for segment in self.segments)
@@ -250,6 +260,7 @@ def derive_intent(stored: Schedule, asked: Schedule, *, step: int) -> str:
             f"the checkpoint at step {step} was trained with another schedule than the one asked for; {difference} "
             "(checkpoint | asked). The past of a run cannot change: give the settings it was trained with or start anew"
         )
-    if stored.total_steps is None or asked.phase(step) is Phase.DECAY:
-        return "branch"
-    return "extend" if asked.total_steps is None or asked.total_steps > stored.total_steps else "branch"
+    end = stored.total_steps
+    longer = end is not None and (asked.total_steps is None or asked.total_steps > end)
+    whole = end is not None and stored.agrees_with(asked, until=end)
+    return "extend" if longer and (whole or asked.phase(step) is not Phase.DECAY) else "branch"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hf_wsd.checks import count
 from hf_wsd.errors import ResumeError, SettingsError
 from hf_wsd.schedule import Schedule, derive_intent
 from hf_wsd.settings import BUILDERS, build_schedule
@@ -50,7 +52,12 @@ class WSDScheduler(LRScheduler):
     def get_lr(self) -> list[float]:
         """The lr of the next update, one per parameter group."""
         multiplier = self.schedule(self.last_epoch)
-        return [base_lr * multiplier for base_lr in self.base_lrs]
+        return [peak_lr * multiplier for peak_lr in self.peak_lrs]
+
+    @property
+    def peak_lrs(self) -> list[float]:
+        """The base lr of each parameter group, as plain numbers."""
+        return [float(lr) for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: step, peak lrs, schedule.
@@ -60,8 +67,8 @@ class WSDScheduler(LRScheduler):
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
-            "base_lrs": list(self.base_lrs),
-            "_last_lr": list(self._last_lr),
+            "base_lrs": self.peak_lrs,
+            "_last_lr": [float(lr) for lr in self._last_lr],
             "lr_lambdas": [None] * len(self.base_lrs),
             "schedule": self.schedule.to_dict(),
         }
@@ -72,17 +79,12 @@ class WSDScheduler(LRScheduler):
         Raises:
             ResumeError: the state has no schedule, another past, or other peak lrs.
         """
-        if "schedule" not in state_dict:
+        stored, step, peak_lrs = _read_state(state_dict)
+        intent = derive_intent(stored, self.schedule, step=step)
+        if peak_lrs != self.peak_lrs:
             raise ResumeError(
-                "the checkpoint's scheduler state has no wsd schedule (another scheduler wrote it), so nobody can tell "
-                "whether its past agrees with this run. Resume it with the scheduler that trained it"
-            )
-        step = int(state_dict["last_epoch"])
-        intent = derive_intent(Schedule.from_dict(state_dict["schedule"]), self.schedule, step=step)
-        if list(state_dict["base_lrs"]) != list(self.base_lrs):
-            raise ResumeError(
-                f"the checkpoint was trained with peak lr {_peaks(state_dict['base_lrs'])}, this run asks for "
-                f"{_peaks(self.base_lrs)}: give --learning_rate {state_dict['base_lrs'][0]:g}, or start anew"
+                f"the checkpoint was trained with peak lr {_show(peak_lrs)}, this run asks for {_show(self.peak_lrs)}: "
+                f"give --learning_rate {_show(peak_lrs[:1])}, or start anew"
             )
         self.intent = intent
         self.last_epoch = step
@@ -93,13 +95,33 @@ class WSDScheduler(LRScheduler):
         self._last_lr = self.get_lr()
         for group, base_lr, lr in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
             group["initial_lr"] = base_lr
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):  # a compiled optimizer holds on to the tensor
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def _after_optimizer_load(self, optimizer: Optimizer) -> None:
         self._apply()
 
 
-def _peaks(lrs: list[float]) -> str:
+def _read_state(state: Any) -> tuple[Schedule, int, list[float]]:
+    """The schedule, the step and the peak lrs in a checkpoint's scheduler state."""
+    if not isinstance(state, dict) or "schedule" not in state:
+        raise ResumeError(
+            "the checkpoint's scheduler state has no wsd schedule (another scheduler wrote it), so nobody can tell "
+            "whether its past agrees with this run. Resume it with the scheduler that trained it"
+        )
+    try:
+        step = count("last_epoch", state["last_epoch"])
+        peak_lrs = [float(lr) for lr in state["base_lrs"]]
+        return Schedule.from_dict(state["schedule"]), step, peak_lrs
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(
+            f"the checkpoint's scheduler state is damaged ({type(error).__name__}: {error}): resume from another"
+        ) from error
+
+
+def _show(lrs: list[float]) -> str:
     return ", ".join(f"{lr:g}" for lr in lrs)
 
 
@@ -128,6 +150,9 @@ def get_scheduler(
     {80: 'pre-decay', 100: 'post-decay'}
     """
     if getattr(name, "value", name) in BUILDERS:
+        for argument in ("name", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"):
+            if argument in (scheduler_specific_kwargs or {}):
+                raise SettingsError(f"{argument} is an argument of get_scheduler itself, not of the schedule")
         return make_scheduler(
             getattr(name, "value", name),
             optimizer,

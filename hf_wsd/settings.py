@@ -24,9 +24,15 @@ BUILDERS: dict[str, Callable[..., Schedule]] = {"wsd": wsd, "wsd_s": wsd_s}
 NAMES = tuple(BUILDERS)
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)  # transformers turns "10" into an int and leaves "1e-3" a string
+
+
 def _whole_number(value: Any) -> int | float:
-    number = float(value)  # transformers turns "10" into an int and leaves "1e-3" a string
-    return int(number) if number.is_integer() and not isinstance(value, bool) else number
+    number = _number(value)
+    return int(number) if number.is_integer() else number
 
 
 def _list(value: Any) -> list[int | float]:
@@ -36,13 +42,15 @@ def _list(value: Any) -> list[int | float]:
 _CASTS: dict[str, Callable[[Any], Any]] = {
     "num_decay_steps": _whole_number,
     "num_stable_steps": _whole_number,
-    "decay_fraction": float,
-    "min_lr_ratio": float,
+    "decay_fraction": _number,
+    "min_lr_ratio": _number,
     "cycle_ends": _list,
     "decay_type": str,
     "warmup_type": str,
     "tokens_per_step": _whole_number,
 }
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_SWITCH = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
 _KWARGS = [name for name in _CASTS if name != "tokens_per_step"]  # the settings that builders take
 
 
@@ -57,7 +65,7 @@ def cast(name: str, value: Any) -> Any:
     """
     try:
         return None if value is None else _CASTS[name](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SettingsError(f"{name}={value!r} cannot be read as a {_CASTS[name].__name__.strip('_')}") from None
 
 
@@ -127,8 +135,12 @@ class Settings:
     @staticmethod
     def _read(name: str, value: Any) -> Any:
         if name == "trunk":
-            return str(value).lower() not in ("", "0", "false", "no")
+            if str(value).lower() not in _SWITCH:
+                raise SettingsError(f"trunk is a switch: {', '.join(filter(None, _SWITCH))}, not {value!r}")
+            return _SWITCH[str(value).lower()]
         if name == "budgets":
+            if not isinstance(value, (str, list, tuple)):
+                raise SettingsError(f"budgets is a list of lengths such as 1B 2B 4B, not {value!r}")
             return tuple(value.replace(",", " ").split() if isinstance(value, str) else map(str, value))
         if name == "branch":
             return str(value)
@@ -148,7 +160,9 @@ class Settings:
     def given(self) -> dict[str, Any]:
         """The settings that were set at all, JSON-ready."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return {name: value for name, value in values.items() if value not in (None, False, [])}
+        return {
+            name: value for name, value in values.items() if value is not None and value is not False and value != []
+        }
 
     def decay_kwargs(self) -> dict[str, Any]:
         """The settings that describe a decay's length, for `Plan`."""

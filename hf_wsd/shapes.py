@@ -24,7 +24,7 @@ class Shape:
     curve: Callable[[float, float, float], float]
     formula: str
     source: str
-    needs_positive_end: bool = False
+    needs_positive_ends: bool = False
 
 
 def _fall(s: Callable[[float], float]) -> Callable[[float, float, float], float]:
@@ -60,7 +60,7 @@ SHAPES: dict[str, Shape] = {
         curve=_inverse,
         formula="1 / (x / end + (1 - x) / start), linear in 1 / lr",
         source="Wen et al. 2024 (WSD-S), arXiv 2410.05192",
-        needs_positive_end=True,
+        needs_positive_ends=True,
     ),
     "square": Shape(
         curve=_fall(lambda x: 1.0 - x * x),
@@ -88,25 +88,27 @@ WARMUP_SHAPES: dict[str, Shape] = {
 }
 
 
-def find_shape(name: str, *, end: float, warmup: bool = False) -> Shape:
-    """The shape of that name, checked against the multiplier at which it is to end.
+def find_shape(name: str, *, end: float, start: float = 1.0, warmup: bool = False) -> Shape:
+    """The shape of that name, checked against the multipliers between which it is to run.
 
     Args:
         name: a key of `SHAPES`, or of `WARMUP_SHAPES` with `warmup`.
         end: the multiplier at the end, in [0, 1].
+        start: the multiplier at the start, in [0, 1].
 
     Raises:
-        ShapeError: the name is unknown, or the shape needs an end above 0.
+        ShapeError: the name is unknown, or the shape needs end points above 0.
 
     >>> find_shape("linear", end=0.0).curve(0.25, 1.0, 0.0)
     0.75
     """
     table = WARMUP_SHAPES if warmup else SHAPES
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ShapeError(unknown("warm-up shape" if warmup else "decay shape", name, table))
     shape = table[name]
-    if shape.needs_positive_end and end <= 0:
+    if shape.needs_positive_ends and min(start, end) <= 0:
         raise ShapeError(
-            f"the {name} shape is linear in 1/lr and cannot reach {end:g}: give min_lr_ratio > 0, for example 0.1"
+            f"the {name} shape is linear in 1/lr and cannot run from {start:g} to {end:g}: give min_lr_ratio > 0, for "
+            "example 0.1"
         )
     return shape

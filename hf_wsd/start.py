@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
@@ -138,6 +139,11 @@ def _check_length(schedule: Schedule, last_step: int, args: TrainingArguments, s
             f"a trunk has no length of which {args.warmup_steps:g} could be the warm-up: it would move with max_steps. "
             f"Give --warmup_steps as a number of steps, for example {args.get_warmup_steps(state.max_steps)}"
         )
+    if args.save_strategy == SaveStrategy.BEST:
+        raise RunError(
+            "--save_strategy best decides after each evaluation what is saved, and would drop fork points: use steps, "
+            "epoch or no (fork points and decay ends are saved with each of them)"
+        )
     if total is None and args.save_only_model:
         raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
 
@@ -189,7 +195,7 @@ def _record(
         requested=planned.requested if planned else None,
         tokens_per_step=tokens_per_step,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        peak_lrs=tuple(scheduler.base_lrs),
+        peak_lrs=tuple(scheduler.peak_lrs),
         setup={
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from rich.tree import Tree
 
-from hf_wsd.lineage import Run
+from hf_wsd.family import Run
 from hf_wsd.plan import show_tokens
 
 

@@ -67,9 +67,7 @@ def test_wsd_is_the_reference(arguments):
 @given(warmup=st.integers(0, 30), decay=st.integers(1, 40))
 def test_cosine_is_transformers_to_the_last_bit(warmup, decay):
     total = warmup + decay
-    ours = lrs_in_an_optimizer(
-        lambda o: WSDScheduler(o, cosine(total, num_warmup_steps=warmup)), steps=total, peak=0.1
-    )
+    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, cosine(total, num_warmup_steps=warmup)), steps=total, peak=0.1)
     theirs = lrs_in_an_optimizer(lambda o: get_cosine_schedule_with_warmup(o, warmup, total), steps=total, peak=0.1)
     assert ours == theirs
 
@@ -196,18 +194,14 @@ OTHER_SYSTEMS = {
         DOUBLE,
     ),
     "olmo-core/wsds-3periods": (
-        wsd_s(
-            cycle_ends=[100, 200, 400], num_warmup_steps=20, decay_fraction=0.2, decay_type="linear", min_lr_ratio=0
-        ),
+        wsd_s(cycle_ends=[100, 200, 400], num_warmup_steps=20, decay_fraction=0.2, decay_type="linear", min_lr_ratio=0),
         [u for u in range(400) if u not in (99, 199)],  # one ahead: it trains the minimum itself, then jumps
         1,
         DOUBLE,
     ),
     "levanter/wsd-linear": (wsd(100, **SHORT, decay_type="linear", min_lr_ratio=0.1), range(10, 100), 0, SINGLE),
     "levanter/wsds-linear-rewarmup": (
-        wsd_s(
-            cycle_ends=[100, 200, 400], num_warmup_steps=20, decay_fraction=0.2, decay_type="linear", min_lr_ratio=0
-        ),
+        wsd_s(cycle_ends=[100, 200, 400], num_warmup_steps=20, decay_fraction=0.2, decay_type="linear", min_lr_ratio=0),
         [u for u in range(400) if u not in range(100, 105) and u not in range(200, 210)],  # its re-warm-ups
         0,
         SINGLE,
@@ -313,7 +307,9 @@ def test_trunk_with_a_decay_fraction_is_refused():
 
 
 def test_warmup_and_decay_longer_than_the_run_are_refused_with_the_numbers():
-    with pytest.raises(ScheduleError, match=r"\(60\) \+ decay \(50\) = 110 steps, longer than the run of 100.*least 110"):
+    with pytest.raises(
+        ScheduleError, match=r"\(60\) \+ decay \(50\) = 110 steps, longer than the run of 100.*least 110"
+    ):
         wsd(100, num_warmup_steps=60, num_decay_steps=50)
 
 
@@ -323,7 +319,7 @@ def test_stable_steps_that_do_not_fit_are_refused_with_those_that_would():
 
 
 def test_trunk_with_stable_steps_is_refused():
-    with pytest.raises(ScheduleError, match="a trunk .* has no end: leave out num_stable_steps=50"):
+    with pytest.raises(ScheduleError, match=r"a trunk .* has no end: leave out num_stable_steps=50"):
         wsd(100, num_decay_steps=0, num_stable_steps=50)
 
 
@@ -364,7 +360,9 @@ def test_no_cycles_at_all_are_refused(total, warmup):
 
 @pytest.mark.parametrize("ends", [[200, 100], [100, 100], [0, 100], [-5, 100]])
 def test_cycle_ends_that_do_not_rise_are_refused(ends):
-    with pytest.raises(ScheduleError, match=f"a cycle end must be at least .* not {min(ends)}"):
+    with pytest.raises(
+        ScheduleError, match=rf"(cycle_ends must rise, but|a cycle end must be at least 1, not) {min(ends)}"
+    ):
         wsd_s(cycle_ends=ends)
 
 
@@ -375,7 +373,7 @@ def test_cycle_ends_that_are_no_counts_are_refused(ends):
 
 
 def test_cycles_that_end_before_the_run_are_refused_with_the_repair():
-    with pytest.raises(ScheduleError, match="the run has 300 steps but cycle_ends is .100, 200.*--max_steps 200"):
+    with pytest.raises(ScheduleError, match=r"the run has 300 steps but cycle_ends is .100, 200.*--max_steps 200"):
         wsd_s(300, cycle_ends=[100, 200])
 
 

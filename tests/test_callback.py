@@ -13,7 +13,9 @@ from trainer_runs import FAMILY, same_weights, train_here
 from transformers import TrainerCallback, trainer
 
 from hf_wsd.checkpoint import saved_checkpoints
-from hf_wsd.lineage import Lineage, read_history, read_run
+from hf_wsd.family import read_run
+from hf_wsd.history import read_history
+from hf_wsd.lineage import Lineage
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +193,7 @@ def test_other_schedules_train_as_if_the_callback_were_not_there(tmp_path):
         (("--max_steps", 20, "--lr_scheduler_kwargs", '{"decay_fraction": 0.2}'), ("--decay-fraction", 0.1), "twice"),
         (("--max_steps", 20, "--warmup_steps", 0.1), ("--trunk",), "--warmup_steps as a number of steps"),
         (("--max_steps", 20, "--save_only_model", "True"), ("--trunk",), "save_only_model"),
+        (("--max_steps", 20, "--save_strategy", "best", "--metric_for_best_model", "loss"), (), "save_strategy best"),
         (("--max_steps", 20), ("--trunk", "--budgets", "40"), "trunk of 36 steps.*ends at step 20"),
         (
             ("--max_steps", 20),

@@ -124,7 +124,17 @@ def test_missing_file_of_weights_in_several_is_named(checkpoint):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"[1]", b"5", b"null", b"\xff", b'{"global_step": 5', b'{"global_step": "five"}', b'{"global_step": null}'],
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b"5",
+        b"null",
+        b"\xff",
+        b'{"global_step": 5',
+        b'{"global_step": "five"}',
+        b'{"global_step": null}',
+    ],
 )
 def test_damaged_trainer_state_is_named(checkpoint, content):
     (checkpoint / "trainer_state.json").write_bytes(content)
@@ -134,7 +144,16 @@ def test_damaged_trainer_state_is_named(checkpoint, content):
 
 @pytest.mark.parametrize(
     "content",
-    [[], 5, None, {"a": 5}, {"a": {}}, {"a": {"data_offsets": 5}}, {"a": {"data_offsets": [0]}}, {"a": {"data_offsets": [0, "x"]}}],
+    [
+        [],
+        5,
+        None,
+        {"a": 5},
+        {"a": {}},
+        {"a": {"data_offsets": 5}},
+        {"a": {"data_offsets": [0]}},
+        {"a": {"data_offsets": [0, "x"]}},
+    ],
 )
 def test_senseless_header_of_the_weights_is_damage(checkpoint, content):
     (checkpoint / "model.safetensors").write_bytes(safetensors_with_header(content))

@@ -73,7 +73,13 @@ def test_torchruns_own_switch_is_left_to_torchrun(started):
 
 
 def test_launchers_variables_are_kept_and_no_others(started):
-    variables = {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_VERSION": "2", "HF_WSD_TRUNK": "1", "HF_TOKEN": "x", "MY": "y"}
+    variables = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "FSDP_VERSION": "2",
+        "HF_WSD_TRUNK": "1",
+        "HF_TOKEN": "x",
+        "MY": "y",
+    }
     kept = started("run.py", **variables).environment
     assert {name for name in variables if name in kept} == {"ACCELERATE_MIXED_PRECISION", "FSDP_VERSION"}
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from trainer_runs import FAMILY, FLAGS, SCRIPT, command, same_weights, train
 
-from hf_wsd.lineage import Lineage, read_run
+from hf_wsd.family import read_run
+from hf_wsd.lineage import Lineage
 
 CLI = ("-m", "hf_wsd.cli")
 

@@ -11,8 +11,9 @@ import pytest
 from trainer_runs import FAMILY, train_here
 
 from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
+from hf_wsd.family import read_run
 from hf_wsd.forking import branch_command, fork, locked, plan_decays, prepare, run_branches
-from hf_wsd.lineage import Command, Lineage, read_run
+from hf_wsd.lineage import Command, Lineage
 from hf_wsd.plan import Decay
 
 

@@ -14,9 +14,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_wsd"
 RECIPES = ROOT / "recipes"
 
-PURE = "errors checks shapes schedule builders plan checkpoint lineage settings command".split()
-TRAINER = "scheduler randomness samples keeper start callback registration".split()
-ABOVE = "forking demo plots tree report cli __main__".split()
+PURE = [
+    "errors",
+    "checks",
+    "shapes",
+    "schedule",
+    "builders",
+    "plan",
+    "checkpoint",
+    "history",
+    "lineage",
+    "family",
+    "settings",
+    "command",
+]
+TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "callback", "registration"]
+ABOVE = ["forking", "demo", "plots", "tree", "report", "cli", "__main__"]
 ORDER = [*PURE, *TRAINER, *ABOVE]
 STANDARD_LIBRARY_ONLY = [*PURE, "forking", "demo"]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
@@ -158,5 +171,7 @@ def test_readme_names_no_command_that_is_not_there(readme):
 
 def test_pyproject_names_only_modules_that_are_there():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    named = {name for override in tools["mypy"]["overrides"] for name in override["module"] if name.startswith("hf_wsd")}
+    named = {
+        name for override in tools["mypy"]["overrides"] for name in override["module"] if name.startswith("hf_wsd")
+    }
     assert sorted(name for name in named if name.split(".")[1] not in {*MODULES, "metrics"}) == []

@@ -11,20 +11,9 @@ from hypothesis import strategies as st
 from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import FORK_POINTS
 from hf_wsd.errors import RecordError
-from hf_wsd.lineage import (
-    BRANCHES,
-    HISTORY,
-    RECORD,
-    Command,
-    Lineage,
-    Parent,
-    append_history,
-    cut_history,
-    losses_of,
-    read_history,
-    read_run,
-    write_atomically,
-)
+from hf_wsd.family import read_run
+from hf_wsd.history import HISTORY, append_history, cut_history, losses_of, read_history, write_atomically
+from hf_wsd.lineage import BRANCHES, RECORD, Command, Lineage, Parent
 
 TRUNK = wsd(num_warmup_steps=10, num_decay_steps=0)
 FULL = Lineage(
@@ -45,7 +34,11 @@ FULL = Lineage(
     data="1000-abcdef",
     skipped_updates=2,
     command=Command(
-        argv=("run.py", "--lr", "1"), cwd="work", world_size=2, environment={"ACCELERATE_X": "1"}, files={"a.json": "{}"}
+        argv=("run.py", "--lr", "1"),
+        cwd="work",
+        world_size=2,
+        environment={"ACCELERATE_X": "1"},
+        files={"a.json": "{}"},
     ),
     versions={"torch": "2.13.0"},
     saved_at="2026-01-01T00:00:00+00:00",
@@ -102,7 +95,7 @@ def test_record_of_another_schema_is_refused(schema):
 
 
 def test_record_with_an_unknown_field_is_refused():
-    with pytest.raises(RecordError, match="damaged record: .*mood"):
+    with pytest.raises(RecordError, match=r"damaged record: .*mood"):
         Lineage.from_dict(as_read_from_json(FULL) | {"mood": "good"})
 
 

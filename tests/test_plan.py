@@ -14,7 +14,14 @@ from hf_wsd.plan import Decay, Length, Plan, show_tokens, training_flops
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [("400K", 400_000), ("2M", 2 * 10**6), ("1.5B", 1_500_000_000), ("1T", 10**12), ("2m", 2 * 10**6), ("0.4M", 400_000)],
+    [
+        ("400K", 400_000),
+        ("2M", 2 * 10**6),
+        ("1.5B", 1_500_000_000),
+        ("1T", 10**12),
+        ("2m", 2 * 10**6),
+        ("0.4M", 400_000),
+    ],
 )
 def test_length_with_a_unit_is_tokens(text, tokens):
     assert Length(text).tokens == tokens
@@ -39,12 +46,30 @@ def test_length_is_shown_as_it_was_written():
 @pytest.mark.parametrize(
     "text",
     [
-        *("1.5", "2X", "-3", "0M", "0", "", "M", "1e3", " 2M", "2 M", "2M ", "2M\n", "2MB", "1,5M", ".5M", "1.M", "1_000"),
+        *(
+            "1.5",
+            "2X",
+            "-3",
+            "0M",
+            "0",
+            "",
+            "M",
+            "1e3",
+            " 2M",
+            "2 M",
+            "2M ",
+            "2M\n",
+            "2MB",
+            "1,5M",
+            ".5M",
+            "1.M",
+            "1_000",
+        ),
         *("nan", "inf", "NaNM", "+2M", "0x10", "0.0M", "2MM", "1.5.0M"),
     ],
 )
 def test_unreadable_length_is_refused_with_what_is_readable(text):
-    with pytest.raises(ScheduleError, match="is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"):
+    with pytest.raises(ScheduleError, match=r"is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"):
         Length(text)
 
 
@@ -55,7 +80,9 @@ def test_length_that_is_no_text_is_refused(value):
 
 
 def test_tokens_need_the_tokens_of_a_step():
-    with pytest.raises(ScheduleError, match="2M is tokens, but the tokens of one step are not known.*--tokens-per-step"):
+    with pytest.raises(
+        ScheduleError, match=r"2M is tokens, but the tokens of one step are not known.*--tokens-per-step"
+    ):
         Length("2M").steps()
 
 

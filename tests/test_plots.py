@@ -10,7 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hf_wsd.builders import wsd, wsd_s
-from hf_wsd.lineage import BRANCHES, Lineage, Parent, append_history, read_run
+from hf_wsd.family import read_run
+from hf_wsd.history import append_history
+from hf_wsd.lineage import BRANCHES, Lineage, Parent
 from hf_wsd.plots import DECAY, TRUNK, family_figure, plot_losses, plot_lr
 
 TOKENS = 64  # of one step

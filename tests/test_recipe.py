@@ -13,7 +13,7 @@ from blocks import DataArguments, byte_lengths, load_tokenizer
 from trainer_runs import same_weights
 
 from hf_wsd.errors import SettingsError
-from hf_wsd.lineage import read_run
+from hf_wsd.family import read_run
 
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1", "--block_size", "32", "--max_eval_blocks", "8"),

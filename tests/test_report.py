@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from hf_wsd.builders import wsd, wsd_s
-from hf_wsd.lineage import BRANCHES, Lineage, Parent, append_history, read_run
+from hf_wsd.family import read_run
+from hf_wsd.history import append_history
+from hf_wsd.lineage import BRANCHES, Lineage, Parent
 from hf_wsd.report import COLUMNS, make_report, write_report
 from hf_wsd.tree import render_tree
 

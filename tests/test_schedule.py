@@ -40,9 +40,7 @@ def stable_steps(schedule, until):
     """The steps of checkpoints from which a branch may leave, one by one."""
     phases = [schedule.phase(u) for u in range(until + 1)]
     after_stable = [k for k in range(1, until + 1) if phases[k - 1] is Phase.STABLE]
-    after_warmup = [
-        k for k in range(1, until + 1) if phases[k - 1] is Phase.WARMUP and phases[k] is not Phase.WARMUP
-    ]
+    after_warmup = [k for k in range(1, until + 1) if phases[k - 1] is Phase.WARMUP and phases[k] is not Phase.WARMUP]
     return sorted(after_stable + after_warmup)
 
 
@@ -61,7 +59,9 @@ def test_lr_falls_in_a_decay_rises_in_a_warmup_and_else_is_the_peak(schedule):
             assert schedule(u) == 1
         elif schedule.phase(u + 1) is schedule.phase(u):
             change = schedule(u + 1) - schedule(u)
-            started_anew = schedule.phase(u) is Phase.DECAY and schedule(u + 1) == 1  # the next cycle has no stable phase
+            started_anew = (
+                schedule.phase(u) is Phase.DECAY and schedule(u + 1) == 1
+            )  # the next cycle has no stable phase
             assert started_anew or (change <= 1e-15 if schedule.phase(u) is Phase.DECAY else change >= -1e-15)
 
 
@@ -173,7 +173,7 @@ def test_phase_by_its_name_is_the_phase():
 
 
 def test_inverse_decay_from_zero_is_refused():
-    with pytest.raises((ScheduleError, ShapeError), match="inverse|start"):
+    with pytest.raises((ScheduleError, ShapeError), match=r"inverse|start"):
         Segment(phase=Phase.DECAY, steps=5, start=0.0, end=0.1, shape="inverse")
 
 
@@ -332,15 +332,6 @@ def test_agreement_holds_for_every_shorter_past(one, other, until):
         assert one.agrees_with(other, until=until - 1)
 
 
-@given(one=schedules(), other=schedules())
-def test_constant_pasts_agree_up_to_the_first_update_that_differs(one, other):
-    both = [(one(u), one.phase(u)) == (other(u), other.phase(u)) for u in range(200)]
-    same = both.index(False) if False in both else 200
-    stable = all(one.phase(u) is Phase.STABLE for u in range(same))
-    assume(stable)
-    assert one.agrees_with(other, until=same)
-
-
 def test_difference_says_where_and_what():
     longer = wsd(100, num_warmup_steps=20, num_decay_steps=20, decay_type="linear")
     assert MODEL.difference(longer) == "from step 0: warmup linear 0 -> 1, 10 steps | warmup linear 0 -> 1, 20 steps"
@@ -463,7 +454,7 @@ def test_written_schedule_with_a_wrong_value_is_refused(field, value):
 def test_written_schedule_with_an_unknown_field_is_refused():
     data = MODEL.to_dict()
     data["segments"][0]["speed"] = 1
-    with pytest.raises(ScheduleError, match="damaged schedule: .*speed"):
+    with pytest.raises(ScheduleError, match=r"damaged schedule: .*speed"):
         Schedule.from_dict(data)
 
 

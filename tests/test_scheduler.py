@@ -74,7 +74,12 @@ def resume(scheduler, states, order):
     return scheduler
 
 
-ORDERS = [("optimizer", "scheduler"), ("scheduler", "optimizer"), ("optimizer", "scheduler", "optimizer"), ("scheduler",)]
+ORDERS = [
+    ("optimizer", "scheduler"),
+    ("scheduler", "optimizer"),
+    ("optimizer", "scheduler", "optimizer"),
+    ("scheduler",),
+]
 orders = pytest.mark.parametrize("order", ORDERS, ids=" ".join)
 
 
@@ -153,9 +158,16 @@ def test_branch_has_the_lrs_of_the_straight_run(saved, order):
 
 
 @orders
-def test_initial_lr_is_the_peak_after_a_resume(saved, order):
-    resumed = resume(make_scheduler(MODEL), saved(trained(MODEL, 90)), order)
-    assert resumed.optimizer.param_groups[0]["initial_lr"] == 0.5
+def test_resumed_state_is_that_of_the_uninterrupted_run(saved, order):
+    uninterrupted = trained(MODEL, 90)
+    assert resume(make_scheduler(MODEL), saved(uninterrupted), order).state_dict() == uninterrupted.state_dict()
+
+
+def test_optimizer_that_never_had_a_scheduler_gets_the_lrs_of_this_one():
+    scheduler = trained(MODEL, 90)
+    scheduler.optimizer.load_state_dict(make_optimizer(0.4).state_dict())
+    (group,) = scheduler.optimizer.param_groups
+    assert (group["lr"], group["initial_lr"]) == (0.5 * MODEL(90), 0.5)
 
 
 def test_resume_keeps_the_optimizers_state(saved):
@@ -238,7 +250,7 @@ def test_other_parameter_groups_are_refused(saved, peaks):
 
 def test_state_of_another_scheduler_is_refused_with_the_repair():
     stock = transformers.get_constant_schedule(make_optimizer(0.5))
-    with pytest.raises(ResumeError, match="another scheduler wrote it.*Resume it with the scheduler that trained it"):
+    with pytest.raises(ResumeError, match=r"another scheduler wrote it.*Resume it with the scheduler that trained it"):
         make_scheduler(MODEL).load_state_dict(stock.state_dict())
 
 

@@ -108,7 +108,9 @@ def test_branch_has_the_schedule_of_its_record(branch):
 
 
 def test_branch_of_a_script_that_ignores_max_steps_is_refused(branch):
-    with pytest.raises(ScheduleError, match="ends at step 100 but the script trains to 500: does it ignore --max_steps"):
+    with pytest.raises(
+        ScheduleError, match="ends at step 100 but the script trains to 500: does it ignore --max_steps"
+    ):
         build(settings=Settings(branch=str(branch)), steps=500)
 
 
@@ -127,7 +129,7 @@ def test_branch_that_is_a_file_is_refused(branch):
 
 @pytest.mark.parametrize("name", ["wsds", "WSD", "cosine", "", None, 3])
 def test_unknown_schedule_is_refused(name):
-    with pytest.raises(SettingsError, match="unknown schedule .*Known: wsd, wsd_s"):
+    with pytest.raises(SettingsError, match=r"unknown schedule .*Known: wsd, wsd_s"):
         build(name)
 
 
@@ -141,7 +143,9 @@ def test_unknown_schedule_is_refused(name):
     ],
 )
 def test_unknown_setting_is_answered_with_the_nearest(name, key, nearest):
-    with pytest.raises(SettingsError, match=f"unknown setting '{key}': did you mean '{nearest}'.*lr_scheduler_type {name}"):
+    with pytest.raises(
+        SettingsError, match=f"unknown setting '{key}': did you mean '{nearest}'.*lr_scheduler_type {name}"
+    ):
         build(name, {key: 1})
 
 
@@ -151,7 +155,9 @@ def test_setting_of_the_other_schedule_is_refused(name, key):
         build(name, {key: 5})
 
 
-@pytest.mark.parametrize("key", ["num_warmup_steps", "num_training_steps", "optimizer", "name", "last_epoch", "tokens_per_step"])
+@pytest.mark.parametrize(
+    "key", ["num_warmup_steps", "num_training_steps", "optimizer", "name", "last_epoch", "tokens_per_step"]
+)
 def test_arguments_that_transformers_gives_itself_are_no_settings(key):
     with pytest.raises(SettingsError, match=f"unknown setting '{key}'"):
         build(kwargs={key: 5})
@@ -163,7 +169,9 @@ def test_cycles_by_the_launcher_are_refused_for_wsd():
 
 
 def test_setting_given_twice_differently_is_refused_with_both_sources():
-    with pytest.raises(SettingsError, match=r"decay_fraction is given twice: 0\.2 in lr_scheduler_kwargs, 0\.3 .*HF_WSD_DECAY"):
+    with pytest.raises(
+        SettingsError, match=r"decay_fraction is given twice: 0\.2 in lr_scheduler_kwargs, 0\.3 .*HF_WSD_DECAY"
+    ):
         build(kwargs={"decay_fraction": 0.2}, settings=Settings(decay_fraction=0.3))
 
 
@@ -211,12 +219,12 @@ def test_cycle_ends_that_are_no_steps_are_refused(value):
 @pytest.mark.parametrize("key", ["decay_type", "warmup_type"])
 @pytest.mark.parametrize("value", ["linaer", 5, ["linear"], {}])
 def test_unknown_shape_is_refused(key, value):
-    with pytest.raises(ShapeError, match="unknown .* shape"):
+    with pytest.raises(ShapeError, match=r"unknown .* shape"):
         build(kwargs={key: value})
 
 
 def test_setting_without_a_meaning_cannot_be_cast():
-    with pytest.raises(SettingsError, match="decay_fraction='a tenth' cannot be read as a float"):
+    with pytest.raises(SettingsError, match="decay_fraction='a tenth' cannot be read as a number"):
         cast("decay_fraction", "a tenth")
 
 
@@ -312,7 +320,7 @@ def test_budgets_are_understood_in_every_writing(value):
 
 @pytest.mark.parametrize("value", [500, 1.5, {"1M": 1}, [["1M"]], True])
 def test_budgets_that_are_no_list_of_lengths_are_refused(value):
-    with pytest.raises(WSDError, match="budgets|is no length"):
+    with pytest.raises(WSDError, match=r"budgets|is no length"):
         Settings.make(budgets=value)
 
 

@@ -1,4 +1,4 @@
-"""Decay and warm-up shapes: hf_wsd/shapes.py. A new shape is one row in reference.py and passes through all of these."""
+"""Decay and warm-up shapes: hf_wsd/shapes.py. A new shape is one row in reference.py."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_unknown_decay_shape_is_answered_with_the_nearest(name, nearest):
 
 
 def test_decay_shape_is_no_warmup_shape():
-    with pytest.raises(ShapeError, match="unknown warm-up shape 'square'. Known: linear, cosine, 1-sqrt"):
+    with pytest.raises(ShapeError, match=r"unknown warm-up shape 'square'. Known: linear, cosine, 1-sqrt"):
         find_shape("square", end=1.0, warmup=True)
 
 
@@ -103,5 +103,5 @@ def test_name_that_is_no_text_is_refused(name):
 
 
 def test_inverse_to_zero_is_refused_with_the_repair():
-    with pytest.raises(ShapeError, match="cannot reach 0: give min_lr_ratio > 0, for example 0.1"):
+    with pytest.raises(ShapeError, match=r"cannot run from 1 to 0: give min_lr_ratio > 0, for example 0.1"):
         find_shape("inverse", end=0.0)

@@ -50,7 +50,9 @@ def train(run: Path, *flags: object, launch: tuple[object, ...] = (), script: Pa
     return run
 
 
-def command(argv: list[object], *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    argv: list[object], *, check: bool = True, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run python with these arguments; what it printed is in the error if it fails."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_WSD_")}
     result = subprocess.run(
@@ -59,6 +61,7 @@ def command(argv: list[object], *, check: bool = True, **environment: str) -> su
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
     )
     assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result

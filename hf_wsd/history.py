@@ -1,0 +1,61 @@
+"""`wsd.jsonl`: every logged value of a run, a row each; written so that a crash costs one row at most."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HISTORY = "wsd.jsonl"
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a file by `text` so that a reader, or a crash, never sees half of it."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    with new.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(file)
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The rows of `wsd.jsonl`, oldest first; a line torn by a crash is left out."""
+    rows = []
+    if (run / HISTORY).exists():
+        for line in (run / HISTORY).read_text().splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def cut_history(run: Path, *, after: int) -> None:
+    """Drop the rows past step `after`: a resumed run logs them again."""
+    if (run / HISTORY).exists():
+        kept = [row for row in read_history(run) if row["step"] <= after]
+        write_atomically(run / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def append_history(run: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to `wsd.jsonl`, on a line of its own even where a crash has torn the last one."""
+    with (run / HISTORY).open("a+b") as stream:
+        stream.seek(max(0, stream.tell() - 1))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
+
+
+def losses_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation, without the prefix `eval_` and without timings.
+
+    >>> losses_of({"eval_loss": 3.5, "eval_runtime": 2.0, "epoch": 1.0})
+    {'loss': 3.5}
+    """
+    timings = ("_runtime", "_per_second", "_time")
+    return {
+        key.removeprefix("eval_"): float(value)
+        for key, value in metrics.items()
+        if key.startswith("eval_") and not key.endswith(timings) and isinstance(value, (int, float))
+    }
