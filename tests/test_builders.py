@@ -360,9 +360,7 @@ def test_no_cycles_at_all_are_refused(total, warmup):
 
 @pytest.mark.parametrize("ends", [[200, 100], [100, 100], [0, 100], [-5, 100]])
 def test_cycle_ends_that_do_not_rise_are_refused(ends):
-    with pytest.raises(
-        ScheduleError, match=rf"(cycle_ends must rise, but|a cycle end must be at least 1, not) {min(ends)}"
-    ):
+    with pytest.raises(ScheduleError, match=rf"(must rise, but|at least 1, not) {min(ends)}"):
         wsd_s(cycle_ends=ends)
 
 

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from trainer_runs import FAMILY, train_here
+from trainer_runs import FAMILY, record_command, train_here
 
 from hf_wsd import cli
 from hf_wsd.family import read_run
+from hf_wsd.lineage import Command
 
 
 @pytest.fixture(scope="module")
 def trunk(tmp_path_factory):
-    return train_here(tmp_path_factory.mktemp("family") / "run", "--num_train_epochs", 9, launch=FAMILY)
+    run = train_here(tmp_path_factory.mktemp("family") / "run", "--num_train_epochs", 9, launch=FAMILY)
+    record_command(run, Command(argv=("train.py",), cwd="."))
+    return run
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def family(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("branch", "end"), [("15-1-sqrt-5", 20), ("30-1-sqrt-10", 40)])
+@pytest.mark.parametrize(
+    ("branch", "end"), [pytest.param("15-1-sqrt-5", 20, marks=pytest.mark.slow), ("30-1-sqrt-10", 40)]
+)
 def test_branch_equals_the_straight_run_bit_for_bit(family, tmp_path, branch, end):
     straight = train(tmp_path / "straight", "--max_steps", end, launch=("--decay-fraction", 0.25))
     decayed = family / "_branches" / branch / f"checkpoint-{end}"
@@ -58,6 +60,7 @@ def test_killed_branch_goes_on_from_its_newest_whole_checkpoint(family, tmp_path
     assert same_weights(branch / "checkpoint-40", family / "_branches" / "30-1-sqrt-10" / "checkpoint-40")
 
 
+@pytest.mark.slow
 def test_script_that_ignores_resume_from_checkpoint_is_caught(tmp_path):
     script = tmp_path / "train_bare.py"
     bare = SCRIPT.read_text().replace("resume_from_checkpoint=training_args.resume_from_checkpoint", "")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trainer_runs import FAMILY, train_here
+from trainer_runs import FAMILY, record_command, train_here
 
 from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
 from hf_wsd.family import read_run
 from hf_wsd.forking import branch_command, fork, locked, plan_decays, prepare, run_branches
-from hf_wsd.lineage import Command, Lineage
+from hf_wsd.lineage import Command
 from hf_wsd.plan import Decay
 
 
@@ -25,11 +24,6 @@ def saved_trunk(tmp_path_factory):
 @pytest.fixture
 def trunk(saved_trunk, tmp_path):
     return Path(shutil.copytree(saved_trunk, tmp_path / "run"))
-
-
-def with_command(run: Path, command: Command | None) -> None:
-    for folder in run.glob("**/checkpoint-*"):
-        replace(Lineage.read(folder), command=command).write(folder)
 
 
 def test_branch_schedule_is_the_trunks_until_the_fork_and_ends_at_zero(trunk):
@@ -87,8 +81,8 @@ def test_checkpoint_that_lacks_a_state_is_refused_by_name(trunk, lost):
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
 def test_truncated_file_of_a_checkpoint_is_refused_by_name(trunk, name):
-    file = trunk / "checkpoint-30" / name
-    file.write_bytes(file.read_bytes()[:-20])
+    for file in trunk.glob(f"**/checkpoint-30/{name}"):
+        file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=f"{name} is damaged"):
         fork(trunk, Decay(fork=30, end=40))
 
@@ -120,7 +114,7 @@ def test_moved_family_still_knows_its_parents(trunk, tmp_path):
 
 
 def test_command_of_a_branch_is_the_trunks_with_three_more_flags(trunk):
-    with_command(trunk, Command(argv=("-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"), cwd="."))
+    record_command(trunk, Command(argv=("-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"), cwd="."))
     argv, environment = branch_command(branch := fork(trunk, Decay(fork=30, end=40)))
     assert argv[1:7] == ["-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"]
     flags = dict(zip(argv[7::2], argv[8::2], strict=True))
@@ -134,7 +128,7 @@ def test_command_of_a_branch_is_the_trunks_with_three_more_flags(trunk):
 
 def test_command_with_a_json_file_gets_a_changed_copy(trunk):
     text = json.dumps({"output_dir": "out", "learning_rate": 1e-2})
-    with_command(trunk, Command(argv=("train.py", "args.json"), cwd=".", files={"args.json": text}))
+    record_command(trunk, Command(argv=("train.py", "args.json"), cwd=".", files={"args.json": text}))
     argv, _ = branch_command(branch := fork(trunk, Decay(fork=30, end=40)))
     content = json.loads(Path(argv[-1]).read_text())
     assert content["max_steps"] == 40
@@ -143,19 +137,27 @@ def test_command_with_a_json_file_gets_a_changed_copy(trunk):
 
 
 def test_command_of_several_processes_starts_as_many(trunk):
-    with_command(trunk, Command(argv=("train.py",), cwd=".", world_size=4, environment={"ACCELERATE_USE_CPU": "true"}))
+    record_command(
+        trunk, Command(argv=("train.py",), cwd=".", world_size=4, environment={"ACCELERATE_USE_CPU": "true"})
+    )
     argv, environment = branch_command(fork(trunk, Decay(fork=30, end=40)))
     assert argv[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     assert environment["ACCELERATE_USE_CPU"] == "true"
 
 
 def test_run_whose_start_is_unknown_says_how_to_start_a_branch_by_hand(trunk):
-    with_command(trunk, None)
+    record_command(trunk, None)
     with pytest.raises(RunError, match=r"does not say how.*HF_WSD_BRANCH=.*--max_steps 40"):
         branch_command(fork(trunk, Decay(fork=30, end=40)))
 
 
+def test_kept_copy_stands_in_for_a_damaged_checkpoint(trunk):
+    (trunk / "checkpoint-30" / "optimizer.pt").unlink()
+    assert fork(trunk, Decay(fork=30, end=40)).checkpoint == trunk / "_fork-points" / "checkpoint-30"
+
+
 def test_folder_in_which_a_process_trains_is_locked(trunk):
+    record_command(trunk, Command(argv=("train.py",), cwd="."))
     branch = fork(trunk, Decay(fork=30, end=40))
     prepare(branch)
     with locked(branch.folder), pytest.raises(RunError, match="already training in"):
@@ -165,7 +167,7 @@ def test_folder_in_which_a_process_trains_is_locked(trunk):
 def test_branch_whose_process_fails_is_reported_with_the_end_of_its_log(trunk, tmp_path):
     script = tmp_path / "train.py"
     script.write_text("raise SystemExit('no GPU today')")
-    with_command(trunk, Command(argv=(str(script),), cwd="."))
+    record_command(trunk, Command(argv=(str(script),), cwd="."))
     events = [event for _, event in run_branches([fork(trunk, Decay(fork=30, end=40))])]
     assert events[0] == "started"
     assert "failed (exit 1)" in events[1]

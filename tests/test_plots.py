@@ -216,7 +216,7 @@ def test_figures_are_made_in_threads_alike(family):
 
 def test_figures_leave_pyplot_alone(family):
     draw = (
-        "import sys; from hf_wsd.lineage import read_run; from hf_wsd.plots import family_figure;"
+        "import sys; from hf_wsd.family import read_run; from hf_wsd.plots import family_figure;"
         "early = 'matplotlib' in sys.modules; family_figure(read_run(sys.argv[1])).savefig(sys.argv[2]);"
         "sys.exit(early or 'matplotlib.pyplot' in sys.modules)"
     )

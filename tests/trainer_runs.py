@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 import hf_wsd.__main__ as launcher
+from hf_wsd.lineage import Command, Lineage
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "downstream" / "train_tiny_lm.py"
@@ -65,6 +67,12 @@ def command(
     )
     assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def record_command(run: Path, command: Command | None) -> None:
+    """Have every record of a run say that it was started so; a run in the tests' own process cannot be replayed."""
+    for folder in run.glob("**/checkpoint-*"):
+        replace(Lineage.read(folder), command=command).write(folder)
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
