@@ -21,10 +21,11 @@ test: setup  ## every test
 test-fast: setup  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-check: setup  ## formatting, lint, types
+check: setup  ## formatting, lint, types, the rules of the house, what README says
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
 
 bench: setup  ## speed as ratios, measured in one run
 	$(BIN)/python tests/bench/bench.py

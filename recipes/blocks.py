@@ -94,7 +94,8 @@ def load_blocks(
         DataError: unreadable or contradictory files, no text column, or fewer tokens than one block.
     """
     with main_process_first():
-        options = {"num_proc": args.preprocessing_num_workers} if not args.streaming else {}
+        # A stream is tokenized a few documents at a time: the first step need not wait for a thousand.
+        options = {"batch_size": 16} if args.streaming else {"num_proc": args.preprocessing_num_workers}
         options |= {"batched": True, "features": Features({"input_ids": List(Value("int32"))})}
         options |= {"fn_kwargs": {"tokenizer": tokenizer, "text_column": args.text_column}}
         tokenized = {

@@ -127,16 +127,13 @@ def new_model(args: ModelArguments, vocab_size: int, block_size: int, eos_token_
     return AutoModelForCausalLM.from_config(config)
 
 
-def set_length(family: FamilyArguments, args: TrainingArguments, block_size: int) -> None:
+def set_length(family: FamilyArguments, args: TrainingArguments, tokens_per_step: int) -> None:
     """Turn the budgets into max_steps: the end of the one model, or of the trunk."""
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if Settings.from_env().branch or not family.budgets:  # a branch's length is in its record
         return
     if len(family.budgets) > 1 and not family.trunk:
         raise SettingsError(f"{len(family.budgets)} budgets need --trunk, then `hf-wsd decay {args.output_dir}`")
-    plan = Plan.of_budgets(
-        family.budgets, tokens_per_step=samples_per_step * block_size, decay_fraction=family.decay_fraction
-    )
+    plan = Plan.of_budgets(family.budgets, tokens_per_step=tokens_per_step, decay_fraction=family.decay_fraction)
     if args.max_steps <= 0:
         args.max_steps = plan.trunk_steps if family.trunk else plan.decays[0].end
 
@@ -176,10 +173,12 @@ def main() -> None:
     hf_wsd.register()  # before the arguments are parsed: they name our schedules
     parser = HfArgumentParser((ModelArguments, DataArguments, FamilyArguments, PretrainingArguments))
     model_args, data_args, family, args = parser.parse_args_into_dataclasses()
-    hf_wsd.register(**vars(family))
+    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    tokens_per_step = samples_per_step * data_args.block_size
+    hf_wsd.register(**vars(family), tokens_per_step=tokens_per_step)  # a stream cannot be asked for a sample's length
     set_seed(args.seed)
 
-    set_length(family, args, data_args.block_size)
+    set_length(family, args, tokens_per_step)
     checkpoint = resume_point(args)
     if checkpoint and checkpoint.endswith(f"-{args.max_steps}"):
         return logger.warning("%s is finished: nothing is left to train", checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -46,10 +47,15 @@ def test_evaluation_gives_token_weighted_loss_perplexity_and_bits_per_byte(tmp_p
     assert 0 < losses["bits_per_byte"] < losses["loss"] / math.log(2)
 
 
-def test_branch_by_hand_equals_the_straight_run(tmp_path):
-    trunk = pretrain_here(tmp_path / "trunk", "--trunk", "--budgets", "40")
-    straight = pretrain_here(tmp_path / "straight", "--budgets", "40")
-    branch = pretrain_here(tmp_path / "branch", "--budgets", "40", "--resume_from_checkpoint", trunk / "checkpoint-30")
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "stream"])
+def test_branch_by_hand_equals_the_straight_run(tmp_path, streaming):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{n} and {n * n}. " * 9}) + "\n" for n in range(300)))
+    data = ("--train_file", file, "--validation_percent", 10, "--streaming", streaming)
+    trunk = pretrain_here(tmp_path / "trunk", *data, "--trunk", "--budgets", "5.12K")
+    straight = pretrain_here(tmp_path / "straight", *data, "--budgets", "5.12K")
+    resume = ("--resume_from_checkpoint", trunk / "checkpoint-30")
+    branch = pretrain_here(tmp_path / "branch", *data, "--budgets", "5.12K", *resume)
     assert read_run(branch).latest.intent == "branch"
     assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
 
