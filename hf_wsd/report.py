@@ -16,12 +16,12 @@ from rich.text import Text
 
 from hf_wsd.family import Run, read_run
 from hf_wsd.history import write_atomically
-from hf_wsd.plan import show_tokens, training_flops
+from hf_wsd.plan import Length, show_tokens, training_flops
 from hf_wsd.plots import family_figure
 from hf_wsd.schedule import Phase
 
 COLUMNS = (
-    "budget in tokens",
+    "budget (tokens seen)",
     "decay from step",
     "ends at step",
     "trunk loss at the fork",
@@ -65,7 +65,9 @@ class Row:
         losses = (self.trunk_loss_at_fork, self.trunk_loss_at_end, self.loss, self.bits_per_byte)
         texts = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
         texts[2] = texts[2] if self.finished else "unfinished"
-        budget = "-" if self.tokens is None else show_tokens(self.tokens)
+        seen = "-" if self.tokens is None else show_tokens(self.tokens)
+        in_tokens = self.requested and Length(self.requested).tokens
+        budget = f"{self.requested} ({seen})" if in_tokens else seen
         return [budget, str(self.fork), str(self.end), *texts, "-" if self.run == "." else Path(self.run).name]
 
 

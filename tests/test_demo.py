@@ -71,4 +71,5 @@ def test_demo_trains_the_budgets_that_readme_names(tmp_path):
     words = demo_command(tmp_path)
     start = words.index("--budgets") + 1
     assert words[start : start + 4] == ["0.4M", "0.8M", "1.6M", "3.2M"]
-    assert "| 0.4M |" in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"\n| {budget} (" in readme for budget in words[start : start + 4])
