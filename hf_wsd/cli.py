@@ -60,7 +60,8 @@ def decay(
         raise WSDError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
     shape = decay_type or settings.get("decay_type") or "1-sqrt"
     final = settings.get("min_lr_ratio", 0.0) if min_lr_ratio is None else min_lr_ratio
-    branches = [fork(trunk, one, decay_type=shape, final=final, name=name) for one in plan.decays]
+    asked = (fork(trunk, one, decay_type=shape, final=final, name=name) for one in plan.decays)
+    branches = list({branch.folder: branch for branch in asked}.values())  # 2M and its number of steps are one branch
     for branch in branches:
         talk.print(str(branch) + (" (finished)" if branch.finished else ""))
         for problem in branch.damage:

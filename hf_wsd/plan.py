@@ -125,7 +125,7 @@ class Plan:
         Raises:
             ScheduleError: a length that cannot be read or is too short.
         """
-        lengths = [Length(str(budget)) for budget in budgets]
+        lengths = dict.fromkeys(Length(str(budget)) for budget in budgets)
         decays = []
         for length in lengths:
             end = length.steps(tokens_per_step)

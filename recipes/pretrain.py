@@ -46,7 +46,7 @@ from hf_wsd.checkpoint import newest_whole
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.plan import Plan
 from hf_wsd.scheduler import find_wsd_scheduler
-from hf_wsd.settings import Settings
+from hf_wsd.settings import NAMES, Settings
 
 PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 2048, from 124M on at GPT-2's 50257
     "0.5M": (3, 3, 96),
@@ -175,7 +175,10 @@ def main() -> None:
     model_args, data_args, family, args = parser.parse_args_into_dataclasses()
     samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens_per_step = samples_per_step * data_args.block_size
-    hf_wsd.register(**vars(family), tokens_per_step=tokens_per_step)  # a stream cannot be asked for a sample's length
+    settings = vars(family) | {"tokens_per_step": tokens_per_step}  # a stream cannot be asked for a sample's length
+    if args.lr_scheduler_type not in NAMES:  # a baseline takes its length from the budget, and nothing else
+        settings = {name: settings[name] for name in ("trunk", "decay_fraction", "decay_type")}
+    hf_wsd.register(**settings)
     set_seed(args.seed)
 
     set_length(family, args, tokens_per_step)

@@ -18,14 +18,14 @@ from hf_wsd.family import read_run
 
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1", "--block_size", "32", "--max_eval_blocks", "8"),
-    *("--per_device_train_batch_size", "4", "--warmup_steps", "4", "--use_cpu", "--decay_fraction", "0.25"),
+    *("--per_device_train_batch_size", "4", "--warmup_steps", "4", "--use_cpu"),
 )  # 128 tokens a step
 
 
-def pretrain_here(run, *flags):
+def pretrain_here(run, *flags, decay=("--decay_fraction", "0.25")):
     """Run recipes/pretrain.py in this process."""
     before = sys.argv, dict(os.environ)
-    sys.argv = ["pretrain.py", "--output_dir", str(run), *TINY, *map(str, flags)]
+    sys.argv = ["pretrain.py", "--output_dir", str(run), *TINY, *decay, *map(str, flags)]
     try:
         pretrain.main()
     finally:
@@ -78,6 +78,15 @@ def test_finished_run_is_left_alone(tmp_path, caplog):
     pretrain_here(run, "--budgets", "20")
     assert "nothing is left to train" in caplog.text
     assert (run / "checkpoint-20" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_baseline_of_another_schedule_takes_its_length_from_the_budget(tmp_path):
+    flags = ("--budgets", "2.56K", "--lr_scheduler_type", "cosine")
+    run = pretrain_here(tmp_path / "run", *flags, "--save_steps", 20, decay=())
+    assert (run / "checkpoint-20").is_dir()
+    assert not list(run.rglob("wsd.json*"))
+    with pytest.raises(SettingsError, match="decay_fraction would be ignored: the script's scheduler is cosine"):
+        pretrain_here(tmp_path / "other", *flags)
 
 
 def test_several_budgets_without_a_trunk_are_refused(tmp_path):
