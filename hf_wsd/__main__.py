@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_wsd.errors import WSDError
+from hf_wsd.plan import is_length
 from hf_wsd.shapes import SHAPES
 
 _BUDGETS = """decayed models you will want: tokens (2M, 1.5B) or steps (3000); their fork points are saved and kept.
@@ -51,7 +52,11 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     (['--budgets', '1B', '2B'], ['run.py', '--trunk'])
     """
     for i, arg in enumerate(argv):
-        if arg == "-m" or arg.endswith(".py") or (not arg.startswith("-") and Path(arg).is_file()):
+        if (
+            arg == "-m"
+            or arg.endswith(".py")
+            or (not is_length(arg) and not arg.startswith("-") and Path(arg).is_file())
+        ):
             return list(argv[:i]), list(argv[i:])
     return list(argv), []
 

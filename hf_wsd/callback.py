@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hf_wsd.checkpoint import FORK_POINTS
 from hf_wsd.errors import RunError
 from hf_wsd.history import cut_history, losses_of
 from hf_wsd.keeper import Keeper
@@ -79,8 +80,11 @@ class WSDCallback(TrainerCallback):
     def _begin_files(self, run: Path, state: TrainerState) -> None:
         run.mkdir(parents=True, exist_ok=True)
         cut_history(run, after=state.global_step)
-        resumed = run / f"checkpoint-{state.global_step}"
-        if resumed.is_dir() and not (resumed / RECORD).exists():  # killed between Trainer's save and our record
+        name = f"checkpoint-{state.global_step}"
+        recorded = (run / name / RECORD).exists()
+        linked = state.global_step not in self._start.kinds or (run / FORK_POINTS / name).is_dir()
+        if (run / name).is_dir() and not (recorded and linked):  # killed between Trainer's save and ours
+            self._losses = dict(self._start.record.losses)
             self._save(state)
         logger.warning(f"hf_wsd: {self._start.record.intent} at step {state.global_step}: {self._start.schedule}")
         if self._start.plan.decays:
@@ -109,20 +113,18 @@ class WSDCallback(TrainerCallback):
         ends_a_budget = any(
             step == decay.end for decay in self._start.plan.decays
         )  # to compare trunk and decayed model
+        ends_a_budget &= not args.load_best_model_at_end  # a best model that is not saved could not be loaded
         control.should_save |= kept
         control.should_evaluate |= (kept or ends_a_budget) and args.eval_strategy != "no"
         self._losses = {}
-        self._before_evaluation(control)
+        self._randomness = Randomness.now()  # at every step: a later callback may ask for an evaluation too
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Evaluations by epoch are due here."""
         if self._scheduler is not None:
-            self._before_evaluation(control)
-
-    def _before_evaluation(self, control: TrainerControl) -> None:
-        self._randomness = Randomness.now() if control.should_evaluate else None
+            self._randomness = Randomness.now()
 
     def on_evaluate(
         self,
@@ -179,5 +181,9 @@ class WSDCallback(TrainerCallback):
 
     def _tokens(self, state: TrainerState) -> int | None:
         """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""
-        per_step = self._start.record.tokens_per_step
-        return state.global_step * per_step if per_step else state.num_input_tokens_seen or None
+        begun = self._start.record
+        if begun.tokens_per_step is None:
+            return state.num_input_tokens_seen or None
+        if begun.tokens is None:
+            return state.global_step * begun.tokens_per_step
+        return begun.tokens + (state.global_step - begun.step) * begun.tokens_per_step

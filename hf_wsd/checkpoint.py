@@ -16,21 +16,28 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def saved_checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, rising; a kept copy stands in where Trainer's own is gone or half deleted."""
+    """The checkpoints of a run by step, rising; a kept copy goes first: Trainer's own may be rotated away any time."""
     kept, own = (
         {int(match[1]): path for path in folder.glob("*/") if (match := _NAME.fullmatch(path.name))}
         for folder in (run / FORK_POINTS, run)
     )
-    damaged = {step for step in own.keys() & kept.keys() if any(_problems(own[step]))}
-    return dict(sorted((kept | {step: path for step, path in own.items() if step not in damaged}).items()))
+    damaged = {step for step in own.keys() & kept.keys() if any(_problems(kept[step]))}
+    return dict(sorted((own | {step: path for step, path in kept.items() if step not in damaged}).items()))
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that passes `check_checkpoint`, or None, and what is wrong with each newer one."""
+def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that passes `check_checkpoint`, or None, and what is wrong with each newer one.
+
+    Args:
+        run: the run's folder.
+        needs: a file that must be there too: a run killed between its last save and the record makes both again.
+    """
     damage = []
     for path in reversed(saved_checkpoints(run).values()):
         try:
             check_checkpoint(path)
+            if needs and not (path / needs).exists():
+                raise CheckpointError(f"{path} has no {needs}")
         except CheckpointError as error:
             damage.append(str(error))
             continue
@@ -64,6 +71,9 @@ def _problems(path: Path) -> Iterator[str]:
         yield "no trainer_state.json"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"trainer_state.json is damaged ({type(error).__name__}: {error})"
+    ranks = sorted(int(f.stem.rpartition("_")[2]) for f in path.glob("rng_state_[0-9]*.pth"))
+    if ranks and (len(ranks) < 2 or ranks != list(range(len(ranks)))):  # one process alone writes no number
+        yield f"RNG state of ranks {', '.join(map(str, ranks))} alone"
     for name in _shards(path):
         if not (path / name).exists():
             yield f"no weights {name}, which the index names"

@@ -49,7 +49,8 @@ def decay(
     What is not given is as the trunk was started: its budgets, decay fraction and shape.
     """
     from hf_wsd.family import read_run
-    from hf_wsd.forking import branch_command, fork, plan_decays, run_branches, show_command
+    from hf_wsd.forking import fork, plan_decays
+    from hf_wsd.running import branch_command, run_branches, show_command
 
     trunk = read_run(run)
     settings = trunk.latest.settings
@@ -157,10 +158,12 @@ def spread(argv: Sequence[str]) -> list[str]:
     >>> spread(["decay", "--budgets", "1B", "2B", "RUN"])
     ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
     """
+    from hf_wsd.plan import is_length
+
     spread_out: list[str] = []
     for word in argv:
         before = spread_out[-2:-1]
-        if before in (["--budgets"], ["--at"]) and word[:1].isdigit():
+        if before in (["--budgets"], ["--at"]) and is_length(word):
             spread_out += before
         spread_out.append(word)
     return spread_out

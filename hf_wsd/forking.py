@@ -1,4 +1,4 @@
-"""From a trunk's checkpoint to a decay branch: the checks, the branch's record, the command, and running it.
+"""From a trunk's checkpoint to a decay branch: what is planned, the checks, and the branch's record.
 
 A branch is a run of the trunk's own command with another --output_dir, --max_steps and --resume_from_checkpoint; its
 schedule is in the record that waits in its folder, which HF_WSD_BRANCH names. No torch: a login node can prepare it.
@@ -6,26 +6,17 @@ schedule is in the record that waits in its folder, which HF_WSD_BRANCH names. N
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_wsd.checkpoint import check_checkpoint, newest_whole
-from hf_wsd.errors import CheckpointError, ForkError, RunError
+from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
-from hf_wsd.history import write_atomically
-from hf_wsd.lineage import BRANCHES, RECORD, Command, Lineage, Parent
+from hf_wsd.lineage import BRANCHES, RECORD, Lineage, Parent
 from hf_wsd.plan import Decay, Plan, show_tokens
 from hf_wsd.schedule import Phase
-
-LOG = "run.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +102,7 @@ def _continue(branch: Branch) -> Branch:
             f"{branch.folder} is another branch already ({begun.schedule}; asked: {branch.record.schedule}): give this "
             "one a --name of its own"
         )
-    newest, damage = newest_whole(branch.folder)
+    newest, damage = newest_whole(branch.folder, needs=RECORD)
     finished = newest is not None and newest.name == f"checkpoint-{branch.end}"
     checkpoint = newest or branch.checkpoint
     return replace(branch, record=begun, checkpoint=checkpoint, finished=finished, damage=tuple(damage))
@@ -134,124 +125,6 @@ def prepare(branch: Branch) -> None:
     branch.folder.mkdir(parents=True, exist_ok=True)
     if not (branch.folder / RECORD).exists():
         branch.record.write(branch.folder)
-
-
-def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
-    """The command that runs a branch, and the variables to add to the environment.
-
-    Raises:
-        RunError: the record does not say how the trunk was started.
-    """
-    command = branch.record.command
-    if command is None or not command.argv or command.argv[0].startswith("-c"):
-        raise RunError(
-            f"the record of {branch.checkpoint} does not say how the run was started (a notebook or `python -c`?): "
-            f"start the branch yourself, with HF_WSD_BRANCH={branch.folder}, --output_dir {branch.folder}, --max_steps "
-            f"{branch.end} and --resume_from_checkpoint {branch.checkpoint}"
-        )
-    changes = {
-        "output_dir": str(branch.folder.resolve()),
-        "max_steps": str(branch.end),
-        "resume_from_checkpoint": str(branch.checkpoint.resolve()),
-    }
-    launcher = [sys.executable]
-    if command.world_size > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world_size)]
-    environment = dict(command.environment) | {"HF_WSD_BRANCH": str(branch.folder.resolve())}
-    if tokens_per_step := branch.record.settings.get("tokens_per_step"):
-        environment["HF_WSD_TOKENS_PER_STEP"] = str(tokens_per_step)
-    if threads := branch.record.setup.get("threads"):
-        environment["OMP_NUM_THREADS"] = str(threads)  # another number of threads adds in another order
-    return [*launcher, *_replace_arguments(command, changes, branch.folder)], environment
-
-
-def _replace_arguments(command: Command, changes: Mapping[str, str], folder: Path) -> list[str]:
-    """The trunk's arguments with the changes: in a copy of its JSON file if that is all it has, else appended."""
-    argv = list(command.argv)
-    if argv[-1] in command.files and argv[-1].endswith(".json"):
-        content = json.loads(command.files[argv[-1]]) | changes | {"max_steps": int(changes["max_steps"])}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "arguments.json", json.dumps(content, indent=1))
-        return [*argv[:-1], str((folder / "arguments.json").resolve())]
-    return argv + [word for name, value in changes.items() for word in (f"--{name}", value)]
-
-
-def show_command(branch: Branch) -> str:
-    """The branch's command for a shell, working directory and variables included."""
-    argv, environment = branch_command(branch)
-    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    cwd = branch.record.command.cwd if branch.record.command else "."
-    return f"cd {shlex.quote(cwd)} && {variables} {shlex.join(argv)}"
-
-
-def start(branch: Branch) -> subprocess.Popen[bytes]:
-    """The running process of a branch; what it prints goes to `run.log` in its folder."""
-    prepare(branch)
-    argv, environment = branch_command(branch)
-    command = branch.record.command
-    cwd = Path(command.cwd) if command and Path(command.cwd).is_dir() else None
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_WSD_")} | environment
-    with locked(branch.folder) as lock, (branch.folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)
-        )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """A lock on a run's folder, as a file descriptor: hand it to the process that runs there, and it ends with it.
-
-    Raises:
-        RunError: a process runs there already, perhaps left over from a command that was killed.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"a process is already training in {folder}: wait for it, or end it") from None
-        yield file.fileno()
-
-
-def run_branches(branches: Iterable[Branch], *, jobs: int = 1) -> Iterable[tuple[Branch, str]]:
-    """Run branches, `jobs` at a time, and yield (branch, "started" | "finished" | what went wrong) as it happens.
-
-    Leaving early (Ctrl-C) ends the processes that run; the same call again goes on from their newest checkpoints.
-    """
-    waiting = [branch for branch in branches if not branch.finished]
-    running: dict[subprocess.Popen[bytes], Branch] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                branch = waiting.pop(0)
-                running[start(branch)] = branch
-                yield branch, "started"
-            done = next((p for p in running if _exited(p)), None)
-            if done is not None:
-                yield running[done], _outcome(running.pop(done), done.returncode)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
-def _exited(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(timeout=0.2)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _outcome(branch: Branch, returncode: int) -> str:
-    tail = "\n".join((branch.folder / LOG).read_text(errors="replace").splitlines()[-15:])
-    if returncode != 0:
-        return f"failed (exit {returncode}); the end of {branch.folder / LOG}:\n{tail}"
-    try:
-        check_checkpoint(branch.folder / f"checkpoint-{branch.end}")
-    except CheckpointError as error:
-        return f"exited without its last checkpoint ({error}); the end of {branch.folder / LOG}:\n{tail}"
-    return "finished"
 
 
 def plan_decays(

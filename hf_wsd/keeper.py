@@ -35,6 +35,8 @@ class Keeper:
         self.run = run
         self.base = base
         self._owed: dict[int, Callable[[], None]] = {}
+        for torn in (run / FORK_POINTS).glob(".checkpoint-*"):  # copies that a crash has cut short
+            shutil.rmtree(torn, ignore_errors=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a row to the run's history."""
@@ -57,6 +59,10 @@ class Keeper:
 
         self._owed[step] = write
         for owed_step in sorted(self._owed):
+            if not (self.run / f"checkpoint-{owed_step}").is_dir():
+                logger.error(f"hf_wsd: checkpoint-{owed_step} was deleted before it could be recorded or kept")
+                del self._owed[owed_step]
+                continue
             try:
                 self._owed[owed_step]()
                 del self._owed[owed_step]

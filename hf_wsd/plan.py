@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_wsd.builders import decay_length, total_for_fork
 from hf_wsd.checks import count
@@ -12,6 +13,12 @@ from hf_wsd.errors import ForkError, ScheduleError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)", re.IGNORECASE)
+
+
+def is_length(text: Any) -> bool:
+    """Whether a text is a length: tokens with a unit, or a whole number of steps."""
+    match = _LENGTH.fullmatch(text) if isinstance(text, str) else None
+    return match is not None and float(match[1]) > 0 and (match[2] != "" or "." not in text)
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,7 @@ class Length:
     text: str
 
     def __post_init__(self) -> None:
-        match = _LENGTH.fullmatch(self.text) if isinstance(self.text, str) else None
-        if not match or float(match[1]) == 0 or (not match[2] and "." in match[1]):
+        if not is_length(self.text):
             raise ScheduleError(
                 f"{self.text!r} is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"
             )

@@ -22,12 +22,16 @@ def register(**settings: Any) -> None:
 
     Args:
         settings: fields of `hf_wsd.settings.Settings`, such as `trunk=True, budgets=["1B", "2B"]`; they are put into
-            the environment as HF_WSD_* variables, so that worker processes have them too.
+            the environment as HF_WSD_* variables, so that worker processes have them too. `trunk=False`, None or an
+            empty list takes a setting away again.
 
     Raises:
         SettingsError: a setting that does not exist or cannot be read.
     """
     os.environ.update(Settings.make(**settings).to_env())
+    for name, value in settings.items():
+        if value is None or value is False or value == []:
+            os.environ.pop(f"HF_WSD_{name.upper()}", None)
     for name in NAMES:
         if name not in SchedulerType._value2member_map_:
             _add_member(name)

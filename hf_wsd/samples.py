@@ -30,10 +30,14 @@ def take_samples(dataset: Any, count: int = 16) -> Samples:
     3
     """
     try:
-        length = len(dataset)
-        samples = [dataset[i * (length - 1) // max(1, min(count, length) - 1)] for i in range(min(count, length))]
-    except (TypeError, KeyError, NotImplementedError):
+        return _take(dataset, count)
+    except Exception:  # any dataset may be given, and none may end a run here: one that breaks is unknown
         return Samples()
+
+
+def _take(dataset: Any, count: int) -> Samples:
+    length = len(dataset)
+    samples = [dataset[i * (length - 1) // max(1, min(count, length) - 1)] for i in range(min(count, length))]
     digest = hashlib.sha256()
     lengths: set[int | None] = set()
     for sample in samples:

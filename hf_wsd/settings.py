@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.builders import decay_length, wsd, wsd_s
 from hf_wsd.checks import count
 from hf_wsd.errors import ScheduleError, SettingsError, unknown
 from hf_wsd.lineage import Lineage
@@ -96,6 +96,8 @@ class Settings:
     def __post_init__(self) -> None:
         for budget in self.budgets:
             Length(budget)
+        if self.num_decay_steps is not None or self.decay_fraction is not None:
+            decay_length(10**9, **self.decay_kwargs())  # a trunk's decays come later, but are wrong now
         if self.trunk and self.cycle_ends:
             raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
 

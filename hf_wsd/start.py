@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
@@ -18,10 +19,13 @@ from hf_wsd.keeper import package_versions
 from hf_wsd.lineage import RECORD, Lineage, Parent
 from hf_wsd.plan import Plan
 from hf_wsd.randomness import unchanged_randomness
-from hf_wsd.samples import Samples, take_samples
+from hf_wsd.samples import UNKNOWN, Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
-from hf_wsd.settings import NAMES, Settings
+from hf_wsd.settings import NAMES, Settings, cast
+
+logger = logging.get_logger(__name__)
+_CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,8 @@ def start_run(
     _check_checkpoint(scheduler, args, state)
     if planned is not None:
         _check_branch(Path(str(settings.branch)), planned, args, state)
+    elif scheduler.intent == "branch" and state.global_step in saved_checkpoints(Path(args.output_dir)):
+        raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
@@ -86,9 +92,32 @@ def start_run(
         last_step = plan.trunk_steps  # a trunk whose length nobody gave in steps ends at its last fork point
     _check_length(scheduler.schedule, last_step, args, state)
     forks = {decay.fork: "fork" for decay in plan.decays}
-    record = _record(scheduler, settings, args, state, model, samples, tokens_per_step, planned)
+    before = _record_before(args, state)
+    intent, parent = _origin(scheduler, args, state, before=before, planned=planned)
+    record = Lineage(
+        step=state.global_step,
+        kind="periodic",
+        schedule=scheduler.schedule,
+        last_step=last_step,
+        intent=intent,
+        parent=parent,
+        requested=planned.requested if planned else None,
+        tokens_per_step=tokens_per_step,
+        tokens=before.tokens if before else None,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        peak_lrs=tuple(scheduler.peak_lrs),
+        losses=before.losses if before else {},
+        setup=_setup(args),
+        settings=_asked(settings, args),
+        data=samples.fingerprint,
+        skipped_updates=before.skipped_updates if before else 0,
+        command=capture_command(args.world_size),
+        versions=package_versions(),
+    )
+    if before is not None and (differences := _changes(before, record)):
+        logger.warning(f"hf_wsd: not the same run as the checkpoint's, so not the same bits: {', '.join(differences)}")
     return Start(
-        record=replace(record, last_step=last_step),
+        record=record,
         plan=plan,
         kinds={last_step: "end"} | forks | scheduler.schedule.checkpoint_steps(),
         last_step=last_step,
@@ -97,11 +126,20 @@ def start_run(
 
 def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: TrainerState) -> None:
     """Trainer goes on silently with a fresh optimizer and schedule where their files are missing."""
-    resumed = args.resume_from_checkpoint
-    for folder in (resumed, os.path.join(args.output_dir, f"checkpoint-{state.global_step}")):
-        if state.global_step and isinstance(folder, str) and os.path.isdir(folder):
-            check_checkpoint(Path(folder))
-            break
+    named = args.resume_from_checkpoint
+    if isinstance(named, str) and Path(named).is_dir() and check_checkpoint(Path(named)) != state.global_step:
+        raise RunError(
+            f"the run starts at step {state.global_step}, not from {named}: the script ignores "
+            f"--resume_from_checkpoint. {_CALL_TRAIN}"
+        )
+    own = saved_checkpoints(Path(args.output_dir))
+    if state.global_step in own:
+        check_checkpoint(own[state.global_step])
+    if state.global_step == 0 and any((path / RECORD).exists() for path in own.values()):
+        raise RunError(
+            f"{args.output_dir} holds a run already (checkpoints at {', '.join(map(str, own))}): resume it with "
+            f"--resume_from_checkpoint {list(own.values())[-1]}, or choose another --output_dir"
+        )
     if scheduler.steps_done != state.global_step:
         raise CheckpointError(
             f"the checkpoint is at step {state.global_step} but the schedule at step {scheduler.steps_done}: its "
@@ -120,8 +158,7 @@ def _check_branch(folder: Path, planned: Lineage, args: TrainingArguments, state
     if state.global_step != planned.step and not begun:
         raise RunError(
             f"the branch starts at step {planned.step} but the script starts at step {state.global_step}: it ignores "
-            "--resume_from_checkpoint. Have it call trainer.train(resume_from_checkpoint="
-            "training_args.resume_from_checkpoint)"
+            f"--resume_from_checkpoint. {_CALL_TRAIN}"
         )
 
 
@@ -154,6 +191,11 @@ def _plan(
     plan = Plan.of_budgets(settings.budgets, tokens_per_step=tokens_per_step, **settings.decay_kwargs())
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
+        if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):
+            raise ScheduleError(
+                f"budget {decay.requested} needs a checkpoint at step {decay.fork}, which is past (step "
+                f"{state.global_step}) and was not saved: leave the budget out"
+            )
     if plan.trunk_steps > state.max_steps:
         raise ScheduleError(
             f"the budgets need a trunk of {plan.trunk_steps} steps, but the run ends at step {state.max_steps}: give "
@@ -169,48 +211,57 @@ def _tokens_per_step(samples: Samples, args: TrainingArguments) -> int | None:
     return int(samples.tokens_per_sample * samples_per_step)
 
 
-def _record(
+def _origin(
     scheduler: WSDScheduler,
-    settings: Settings,
     args: TrainingArguments,
     state: TrainerState,
-    model: Any,
-    samples: Samples,
-    tokens_per_step: int | None,
+    *,
+    before: Lineage | None,
     planned: Lineage | None,
-) -> Lineage:
-    intent, parent = scheduler.intent, _parent(args, state) if scheduler.intent in ("branch", "extend") else None
+) -> tuple[str, Parent | None]:
+    """How the run began, and the checkpoint that it left."""
     if planned is not None:
-        intent, parent = "branch", planned.parent
-    resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-    before = Lineage.read(resumed) if (resumed / RECORD).exists() else None
-    if before is not None and scheduler.intent == "continue":
-        intent, parent = before.intent, before.parent
-    return Lineage(
-        step=state.global_step,
-        kind="periodic",
-        schedule=scheduler.schedule,
-        intent=intent,
-        parent=parent,
-        requested=planned.requested if planned else None,
-        tokens_per_step=tokens_per_step,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        peak_lrs=tuple(scheduler.peak_lrs),
-        setup={
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "world_size": args.world_size,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-            "threads": torch.get_num_threads(),
-        },
-        settings=settings.given(),
-        data=samples.fingerprint,
-        skipped_updates=before.skipped_updates if before else 0,
-        command=capture_command(args.world_size),
-        versions=package_versions(),
-    )
+        return "branch", planned.parent
+    if scheduler.intent == "continue" and before is not None:
+        return before.intent, before.parent
+    return scheduler.intent, _parent(args, state) if scheduler.intent in ("branch", "extend") else None
+
+
+def _setup(args: TrainingArguments) -> dict[str, Any]:
+    """What must be the same for the same bits."""
+    return {
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "world_size": args.world_size,
+        "seed": args.seed,
+        "data_seed": args.data_seed,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _record_before(args: TrainingArguments, state: TrainerState) -> Lineage | None:
+    """The record of the checkpoint that the run goes on from, wherever it lies."""
+    named = Path(args.resume_from_checkpoint) if isinstance(args.resume_from_checkpoint, str) else None
+    own = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    found = [folder for folder in (named, own) if folder is not None and (folder / RECORD).exists()]
+    return Lineage.read(found[0]) if found and state.global_step else None
+
+
+def _asked(settings: Settings, args: TrainingArguments) -> dict[str, Any]:
+    """The settings of all sources, as defaults of the decays to come; 0 decay steps say no more than trunk."""
+    kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    asked = {name: cast(name, value) for name, value in kwargs.items()} | settings.given()
+    return {name: value for name, value in asked.items() if (name, value) != ("num_decay_steps", 0)}
+
+
+def _changes(before: Lineage, now: Lineage) -> list[str]:
+    """What differs between the run of a checkpoint and the run that goes on from it, by name."""
+    names = before.setup.keys() & now.setup.keys()
+    found = [f"{n} {before.setup[n]} -> {now.setup[n]}" for n in sorted(names) if before.setup[n] != now.setup[n]]
+    if UNKNOWN not in (before.data, now.data) and before.data != now.data:
+        found.append(f"training data {before.data} -> {now.data}")
+    return found
 
 
 def _parent(args: TrainingArguments, state: TrainerState) -> Parent:

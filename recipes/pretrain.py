@@ -44,6 +44,7 @@ from transformers import (
 import hf_wsd
 from hf_wsd.checkpoint import newest_whole
 from hf_wsd.errors import SettingsError, WSDError, unknown
+from hf_wsd.lineage import RECORD
 from hf_wsd.plan import Plan
 from hf_wsd.scheduler import find_wsd_scheduler
 from hf_wsd.settings import NAMES, Settings
@@ -149,7 +150,7 @@ def per_block(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor)
 
 
 class PhaseProgress(ProgressCallback):
-    """A progress bar that shows the phase and the lr of the update just made."""
+    """A progress bar that shows the phase of the update just made."""
 
     def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):  # noqa: D102
         if self.training_bar is not None and (ours := find_wsd_scheduler(lr_scheduler)):
@@ -162,7 +163,8 @@ def resume_point(args: TrainingArguments) -> str | None:
     """The checkpoint that was named, or else the newest whole one of an earlier try in the same folder."""
     if args.resume_from_checkpoint:
         return args.resume_from_checkpoint
-    newest, damage = newest_whole(Path(args.output_dir))
+    ours = args.lr_scheduler_type in NAMES
+    newest, damage = newest_whole(Path(args.output_dir), needs=RECORD if ours else None)
     for problem in damage:
         logger.warning("passed over: %s", problem)
     return None if newest is None else str(newest)
@@ -178,7 +180,7 @@ def main() -> None:
     settings = vars(family) | {"tokens_per_step": tokens_per_step}  # a stream cannot be asked for a sample's length
     if args.lr_scheduler_type not in NAMES:  # a baseline takes its length from the budget, and nothing else
         settings = {name: settings[name] for name in ("trunk", "decay_fraction", "decay_type")}
-    hf_wsd.register(**settings)
+    hf_wsd.register(**{name: value for name, value in settings.items() if value})
     set_seed(args.seed)
 
     set_length(family, args, tokens_per_step)

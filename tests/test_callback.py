@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from trainer_runs import FAMILY, same_weights, train_here
+from trainer_runs import FAMILY, SCRIPT, same_weights, train_here
 from transformers import TrainerCallback, trainer
 
 from hf_wsd.checkpoint import saved_checkpoints
@@ -250,3 +251,73 @@ def test_checkpoints_hold_nothing_that_stock_transformers_cannot_load(trunk):
     state = torch.load(trunk / "checkpoint-15" / "scheduler.pt", weights_only=True)
     assert state["last_epoch"] == 15
     assert state["lr_lambdas"] == [None, None]
+
+
+# --- what must not happen to a run that is already there ---
+
+
+def test_script_that_ignores_resume_from_checkpoint_is_caught_on_a_trunk_too(tmp_path, trunk):
+    bare = tmp_path / "train_bare.py"
+    bare.write_text(SCRIPT.read_text().replace("resume_from_checkpoint=training_args.resume_from_checkpoint", ""))
+    flags = ("--num_train_epochs", 9, "--resume_from_checkpoint", trunk / "checkpoint-15")
+    with pytest.raises(SystemExit, match=r"starts at step 0, not from .*ignores --resume_from_checkpoint"):
+        train_here(tmp_path / "run", *flags, launch=FAMILY, script=bare)
+
+
+def test_new_run_in_the_folder_of_another_is_refused(tmp_path, trunk):
+    again = Path(shutil.copytree(trunk, tmp_path / "run"))
+    with pytest.raises(SystemExit, match=r"holds a run already \(checkpoints at 15, 30\).*--resume_from_checkpoint"):
+        train_here(again, "--num_train_epochs", 9, launch=FAMILY)
+    assert read_history(again) == read_history(trunk)
+
+
+def test_branch_in_its_trunks_own_folder_is_refused(tmp_path, trunk):
+    again = Path(shutil.copytree(trunk, tmp_path / "run"))
+    flags = ("--max_steps", 40, "--lr_scheduler_kwargs", '{"num_decay_steps": 10}')
+    with pytest.raises(SystemExit, match="give it an --output_dir of its own"):
+        train_here(again, *flags, "--resume_from_checkpoint", again / "checkpoint-30")
+
+
+def test_kill_between_record_and_kept_copy_is_made_good_at_the_resume(tmp_path, trunk):
+    again = Path(shutil.copytree(trunk, tmp_path / "run"))
+    shutil.rmtree(again / "_fork-points")
+    train_here(again, "--num_train_epochs", 9, "--resume_from_checkpoint", again / "checkpoint-15", launch=FAMILY)
+    kept, first = (Lineage.read(run / "_fork-points" / "checkpoint-15") for run in (again, trunk))
+    assert kept == replace(first, command=kept.command, saved_at=kept.saved_at)
+
+
+def test_changed_batch_is_named_and_tokens_stay_true(tmp_path, trunk, caplog):
+    flags = ("--max_steps", 20, "--per_device_train_batch_size", 8, "--lr_scheduler_kwargs", '{"num_decay_steps": 5}')
+    branch = train_here(tmp_path / "run", *flags, "--resume_from_checkpoint", trunk / "checkpoint-15")
+    assert "per_device_train_batch_size 4 -> 8" in caplog.text
+    assert Lineage.read(branch / "checkpoint-20").tokens == 15 * 64 + 5 * 128
+
+
+def test_decay_settings_in_kwargs_are_kept_for_later_decays(tmp_path):
+    kwargs = '{"num_decay_steps": 0, "decay_type": "linear", "min_lr_ratio": 0.1}'
+    run = train_here(tmp_path / "run", "--max_steps", 8, "--lr_scheduler_kwargs", kwargs)
+    assert read_run(run).latest.settings == {"decay_type": "linear", "min_lr_ratio": 0.1}
+
+
+def test_evaluation_that_another_callback_asks_for_does_not_change_training(tmp_path, monkeypatch):
+    class AsksLate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = True
+
+    flags = ("--max_steps", 20, "--dropout", 0.2)
+    never = train_here(tmp_path / "never", *flags, "--eval_strategy", "no")
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, AsksLate])
+    often = train_here(tmp_path / "often", *flags)
+    assert same_weights(never / "checkpoint-20", often / "checkpoint-20")
+
+
+def test_fork_point_that_is_past_and_was_not_saved_is_refused(tmp_path, trunk):
+    launch = ("--trunk", "--budgets", 12, 40, "--decay-fraction", 0.25)
+    flags = ("--num_train_epochs", 9, "--resume_from_checkpoint", trunk / "checkpoint-15")
+    with pytest.raises(SystemExit, match=r"budget 12 needs a checkpoint at step 9, which is past \(step 15\)"):
+        train_here(tmp_path / "run", *flags, launch=launch)
+
+
+def test_length_of_a_trunks_later_decays_is_checked_before_it_trains(tmp_path):
+    with pytest.raises(SystemExit, match="strictly between 0 and 1"):
+        train_here(tmp_path / "run", "--max_steps", 20, launch=("--trunk", "--decay-fraction", 1.5))

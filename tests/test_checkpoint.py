@@ -188,10 +188,10 @@ def test_kept_fork_point_stands_in_for_a_checkpoint_that_was_rotated_away(tmp_pa
     assert saved_checkpoints(tmp_path) == {10: kept, 20: newest}
 
 
-def test_trainers_own_checkpoint_comes_before_its_kept_copy(tmp_path):
-    make_checkpoint(tmp_path / FORK_POINTS, 10)
-    own = make_checkpoint(tmp_path, 10)
-    assert saved_checkpoints(tmp_path) == {10: own}
+def test_kept_copy_comes_before_the_checkpoint_that_trainer_may_rotate_away(tmp_path):
+    kept = make_checkpoint(tmp_path / FORK_POINTS, 10)
+    make_checkpoint(tmp_path, 10)
+    assert saved_checkpoints(tmp_path) == {10: kept}
 
 
 def test_other_folders_and_files_are_no_checkpoints(tmp_path):

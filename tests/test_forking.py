@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from trainer_runs import FAMILY, record_command, train_here
 
 from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
 from hf_wsd.family import read_run
-from hf_wsd.forking import branch_command, fork, locked, plan_decays, prepare, run_branches
+from hf_wsd.forking import fork, plan_decays, prepare
 from hf_wsd.lineage import Command
 from hf_wsd.plan import Decay
+from hf_wsd.running import branch_command, locked, run_branches
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,9 @@ def test_moved_family_still_knows_its_parents(trunk, tmp_path):
     prepare(fork(trunk, Decay(fork=30, end=40)))
     moved = Path(shutil.move(trunk, tmp_path / "elsewhere"))
     branch = read_run(moved).branches[0]
-    assert (branch.path / branch.planned.parent.checkpoint).resolve() == (moved / "checkpoint-30").resolve()
+    assert (branch.path / branch.planned.parent.checkpoint).resolve() == (
+        moved / "_fork-points" / "checkpoint-30"
+    ).resolve()
 
 
 def test_command_of_a_branch_is_the_trunks_with_three_more_flags(trunk):
@@ -121,19 +124,35 @@ def test_command_of_a_branch_is_the_trunks_with_three_more_flags(trunk):
     assert flags == {
         "--output_dir": str(branch.folder),
         "--max_steps": "40",
-        "--resume_from_checkpoint": str(trunk / "checkpoint-30"),
+        "--resume_from_checkpoint": str(branch.checkpoint),
     }
     assert environment["HF_WSD_BRANCH"] == str(branch.folder)
 
 
-def test_command_with_a_json_file_gets_a_changed_copy(trunk):
-    text = json.dumps({"output_dir": "out", "learning_rate": 1e-2})
-    record_command(trunk, Command(argv=("train.py", "args.json"), cwd=".", files={"args.json": text}))
-    argv, _ = branch_command(branch := fork(trunk, Decay(fork=30, end=40)))
-    content = json.loads(Path(argv[-1]).read_text())
-    assert content["max_steps"] == 40
-    assert content["output_dir"] == str(branch.folder)
-    assert content["learning_rate"] == 1e-2
+@pytest.mark.parametrize(
+    ("file", "text"), [("a.json", '{"output_dir": "out", "seed": 7}'), ("a.yaml", "output_dir: out\nseed: 7\n")]
+)
+def test_script_with_an_argument_file_gets_a_changed_copy(trunk, tmp_path, file, text):
+    script = tmp_path / "train.py"
+    script.write_text("import sys; print(open(sys.argv[1]).read())")
+    record_command(trunk, Command(argv=(str(script), file), cwd=".", files={file: text}))
+    branch = fork(trunk, Decay(fork=30, end=40))
+    list(run_branches([branch]))
+    content = yaml.safe_load((branch.folder / "run.log").read_text())
+    assert content == {
+        "output_dir": str(branch.folder),
+        "seed": 7,
+        "max_steps": 40,
+        "resume_from_checkpoint": str(branch.checkpoint),
+    }
+
+
+def test_file_that_is_a_flags_value_is_no_argument_file(trunk):
+    argv = ("train.py", "--deepspeed", "zero2.json")
+    record_command(trunk, Command(argv=argv, cwd=".", files={"zero2.json": "{}"}))
+    replayed, _ = branch_command(fork(trunk, Decay(fork=30, end=40)))
+    assert replayed[1:4] == list(argv)
+    assert replayed[4] == "--output_dir"
 
 
 def test_command_of_several_processes_starts_as_many(trunk):
@@ -151,17 +170,22 @@ def test_run_whose_start_is_unknown_says_how_to_start_a_branch_by_hand(trunk):
         branch_command(fork(trunk, Decay(fork=30, end=40)))
 
 
-def test_kept_copy_stands_in_for_a_damaged_checkpoint(trunk):
-    (trunk / "checkpoint-30" / "optimizer.pt").unlink()
+def test_branch_leaves_the_kept_copy_that_no_rotation_deletes(trunk):
     assert fork(trunk, Decay(fork=30, end=40)).checkpoint == trunk / "_fork-points" / "checkpoint-30"
+
+
+def test_checkpoint_stands_in_for_a_damaged_kept_copy(trunk):
+    (trunk / "_fork-points" / "checkpoint-30" / "optimizer.pt").unlink()
+    assert fork(trunk, Decay(fork=30, end=40)).checkpoint == trunk / "checkpoint-30"
 
 
 def test_folder_in_which_a_process_trains_is_locked(trunk):
     record_command(trunk, Command(argv=("train.py",), cwd="."))
     branch = fork(trunk, Decay(fork=30, end=40))
     prepare(branch)
-    with locked(branch.folder), pytest.raises(RunError, match="already training in"):
-        list(run_branches([branch]))
+    with locked(branch.folder):
+        ((_, event),) = run_branches([branch])
+    assert "already training in" in event
 
 
 def test_branch_whose_process_fails_is_reported_with_the_end_of_its_log(trunk, tmp_path):

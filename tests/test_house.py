@@ -29,9 +29,9 @@ PURE = [
     "command",
 ]
 TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "callback", "registration"]
-ABOVE = ["forking", "demo", "plots", "tree", "report", "cli", "__main__"]
+ABOVE = ["forking", "running", "demo", "plots", "tree", "report", "cli", "__main__"]
 ORDER = [*PURE, *TRAINER, *ABOVE]
-STANDARD_LIBRARY_ONLY = [*PURE, "forking", "demo"]
+STANDARD_LIBRARY_ONLY = [*PURE, "forking", "running", "demo"]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *RECIPES.rglob("*.py")])
 

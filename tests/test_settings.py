@@ -243,7 +243,7 @@ given_settings = st.fixed_dictionaries(
         "tokens_per_step": st.integers(1, 10**12),
         "branch": st.just("runs/a b/_branches/80-linear-20"),
     },
-)
+).filter(lambda given: not {"num_decay_steps", "decay_fraction"} <= given.keys())  # one of the two at most
 
 
 @given(values=given_settings)
