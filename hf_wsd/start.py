@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,21 @@ class Start:
     Args:
         record: what the records of all its checkpoints share.
         plan: the decays that its budgets ask for.
-        kinds: the steps whose checkpoints are kept for good, and why.
-        last_step: where the run stops.
     """
 
     record: Lineage
     plan: Plan
-    kinds: dict[int, str]
-    last_step: int
+
+    @cached_property
+    def kinds(self) -> dict[int, str]:
+        """The steps whose checkpoints are kept for good, and why."""
+        forks = {decay.fork: "fork" for decay in self.plan.decays}
+        return {self.last_step: "end"} | forks | self.schedule.checkpoint_steps()
+
+    @property
+    def last_step(self) -> int:
+        """Where the run stops."""
+        return self.record.last_step or 0
 
     @property
     def schedule(self) -> Schedule:
@@ -77,21 +85,12 @@ def start_run(
     """
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
     _check_checkpoint(scheduler, args, state)
-    if planned is not None:
-        _check_branch(Path(str(settings.branch)), planned, args, state)
-    elif scheduler.intent == "branch" and state.global_step in saved_checkpoints(Path(args.output_dir)):
-        raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
+    _check_folder(scheduler, planned, args, state)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
-    plan = Plan(decays=(), tokens_per_step=tokens_per_step)
-    if planned is None and settings.budgets:
-        plan = _plan(scheduler.schedule, settings, tokens_per_step, args, state)
-    last_step = int(state.max_steps)
-    if scheduler.schedule.total_steps is None and plan.decays and args.max_steps <= 0:
-        last_step = plan.trunk_steps  # a trunk whose length nobody gave in steps ends at its last fork point
-    _check_length(scheduler.schedule, last_step, args, state)
-    forks = {decay.fork: "fork" for decay in plan.decays}
+    plan = _plan(scheduler.schedule, settings, tokens_per_step, args, state)
+    last_step = _last_step(scheduler.schedule, plan, args, state)
     before = _record_before(args, state)
     intent, parent = _origin(scheduler, args, state, before=before, planned=planned)
     record = Lineage(
@@ -116,12 +115,7 @@ def start_run(
     )
     if before is not None and (differences := _changes(before, record)):
         logger.warning(f"hf_wsd: not the same run as the checkpoint's, so not the same bits: {', '.join(differences)}")
-    return Start(
-        record=record,
-        plan=plan,
-        kinds={last_step: "end"} | forks | scheduler.schedule.checkpoint_steps(),
-        last_step=last_step,
-    )
+    return Start(record=record, plan=plan)
 
 
 def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: TrainerState) -> None:
@@ -148,13 +142,20 @@ def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: T
         )
 
 
-def _check_branch(folder: Path, planned: Lineage, args: TrainingArguments, state: TrainerState) -> None:
-    """A script that ignores the flags of a branch would overwrite its trunk, or start anew."""
+def _check_folder(
+    scheduler: WSDScheduler, planned: Lineage | None, args: TrainingArguments, state: TrainerState
+) -> None:
+    """A branch in its trunk's folder, or one whose script ignores the branch's flags, would overwrite the trunk."""
+    begun = state.global_step in saved_checkpoints(Path(args.output_dir))
+    if planned is None:
+        if scheduler.intent == "branch" and begun:
+            raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
+        return
+    folder = Path(str(Settings.from_env().branch))
     if Path(args.output_dir).resolve() != folder.resolve():
         raise RunError(
             f"the branch belongs into {folder} but the script writes to {args.output_dir}: it ignores --output_dir"
         )
-    begun = state.global_step in saved_checkpoints(folder)
     if state.global_step != planned.step and not begun:
         raise RunError(
             f"the branch starts at step {planned.step} but the script starts at step {state.global_step}: it ignores "
@@ -162,8 +163,11 @@ def _check_branch(folder: Path, planned: Lineage, args: TrainingArguments, state
         )
 
 
-def _check_length(schedule: Schedule, last_step: int, args: TrainingArguments, state: TrainerState) -> None:
-    total = schedule.total_steps
+def _last_step(schedule: Schedule, plan: Plan, args: TrainingArguments, state: TrainerState) -> int:
+    """Where the run stops: a trunk whose length nobody gave in steps, at its last fork point."""
+    total, last_step = schedule.total_steps, int(state.max_steps)
+    if total is None and plan.decays and args.max_steps <= 0:
+        last_step = plan.trunk_steps
     if state.global_step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
         raise RunError(
             f"nothing is left to train: the checkpoint is at step {state.global_step} and the run ends at step "
@@ -183,12 +187,15 @@ def _check_length(schedule: Schedule, last_step: int, args: TrainingArguments, s
         )
     if total is None and args.save_only_model:
         raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
+    return last_step
 
 
 def _plan(
     schedule: Schedule, settings: Settings, tokens_per_step: int | None, args: TrainingArguments, state: TrainerState
 ) -> Plan:
-    plan = Plan.of_budgets(settings.budgets, tokens_per_step=tokens_per_step, **settings.decay_kwargs())
+    """The decays that the budgets name; those of a branch are none of its own."""
+    budgets = () if settings.branch else settings.budgets
+    plan = Plan.of_budgets(budgets, tokens_per_step=tokens_per_step, **settings.decay_kwargs())
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
         if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):
@@ -207,8 +214,7 @@ def _plan(
 def _tokens_per_step(samples: Samples, args: TrainingArguments) -> int | None:
     if samples.tokens_per_sample is None:
         return None
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return int(samples.tokens_per_sample * samples_per_step)
+    return int(samples.tokens_per_sample * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _origin(
