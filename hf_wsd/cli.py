@@ -36,7 +36,7 @@ def decay(
     ] = None,
     at: Annotated[list[int] | None, typer.Option(help="Fork points instead: steps of saved checkpoints.")] = None,
     decay_fraction: Annotated[float | None, typer.Option(help="Decay steps / steps of the decayed model.")] = None,
-    decay_steps: Annotated[int | None, typer.Option(help="The decay in steps instead.")] = None,
+    decay_steps: Annotated[float | None, typer.Option(help="The decay in steps instead.")] = None,
     decay_type: Annotated[str | None, typer.Option(help=f"Shape: {', '.join(SHAPES)}.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
@@ -51,12 +51,12 @@ def decay(
     from hf_wsd.family import read_run
     from hf_wsd.forking import fork, plan_decays
     from hf_wsd.running import branch_command, run_branches, show_command
+    from hf_wsd.settings import cast
 
     trunk = read_run(run)
     settings = trunk.latest.settings
-    plan = plan_decays(
-        trunk, budgets=budgets or (), at=at or (), num_decay_steps=decay_steps, decay_fraction=decay_fraction
-    )
+    steps = cast("num_decay_steps", decay_steps)  # read as a number, so that a fraction gets its own message
+    plan = plan_decays(trunk, budgets=budgets or (), at=at or (), num_decay_steps=steps, decay_fraction=decay_fraction)
     if name is not None and len(plan.decays) > 1:
         raise WSDError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
     shape = decay_type or settings.get("decay_type") or "1-sqrt"

@@ -67,6 +67,7 @@ def test_report_writes_page_numbers_and_picture(hf_wsd, trunk):
         (("decay", "{trunk}", "--at", "3"), "warmup phase"),
         (("decay", "{trunk}", "--decay-fraction", "2"), "strictly between 0 and 1"),
         (("decay", "{trunk}", "--decay-fraction", "0.1", "--decay-steps", "3"), "not both"),
+        (("decay", "{trunk}", "--decay-steps", "0.2"), "decay_fraction=0.2"),
         (("decay", "{trunk}", "--decay-type", "sqrt"), "did you mean '1-sqrt'"),
         (("decay", "{trunk}", "--decay-type", "inverse"), "min_lr_ratio > 0"),
         (("decay", "{trunk}", "--name", "one"), "2 are asked for"),
