@@ -186,7 +186,13 @@ def make_scheduler(
 
 
 def find_wsd_scheduler(scheduler: Any) -> WSDScheduler | None:
-    """The `WSDScheduler` inside whatever wrapper accelerate or DeepSpeed put around it, or None."""
-    while scheduler is not None and not isinstance(scheduler, WSDScheduler):
+    """The `WSDScheduler` inside whatever wrapper accelerate or DeepSpeed put around it, or None.
+
+    Raises:
+        SettingsError: wrappers nested without end.
+    """
+    for _ in range(8):
+        if scheduler is None or isinstance(scheduler, WSDScheduler):
+            return scheduler
         scheduler = getattr(scheduler, "scheduler", None)
-    return scheduler
+    raise SettingsError("the lr scheduler is wrapped more than eight times: no WSDScheduler found inside")
