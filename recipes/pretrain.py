@@ -214,6 +214,7 @@ def main() -> None:
         trainer.add_callback(PhaseProgress)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.accelerator.end_training()  # leaves the process group: else gloo now and then aborts a finished process
 
 
 if __name__ == "__main__":
