@@ -85,7 +85,7 @@ def start_run(
     """
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
     _check_checkpoint(scheduler, args, state)
-    _check_folder(scheduler, planned, args, state)
+    _check_folder(scheduler, settings, planned, args, state)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
@@ -143,7 +143,11 @@ def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: T
 
 
 def _check_folder(
-    scheduler: WSDScheduler, planned: Lineage | None, args: TrainingArguments, state: TrainerState
+    scheduler: WSDScheduler,
+    settings: Settings,
+    planned: Lineage | None,
+    args: TrainingArguments,
+    state: TrainerState,
 ) -> None:
     """A branch in its trunk's folder, or one whose script ignores the branch's flags, would overwrite the trunk."""
     begun = state.global_step in saved_checkpoints(Path(args.output_dir))
@@ -151,7 +155,7 @@ def _check_folder(
         if scheduler.intent == "branch" and begun:
             raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
         return
-    folder = Path(str(Settings.from_env().branch))
+    folder = Path(str(settings.branch))
     if Path(args.output_dir).resolve() != folder.resolve():
         raise RunError(
             f"the branch belongs into {folder} but the script writes to {args.output_dir}: it ignores --output_dir"
