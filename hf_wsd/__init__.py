@@ -11,12 +11,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Phase": "schedule",
-    "Segment": "schedule",
+    "Phase": "segment",
+    "Segment": "segment",
     "Schedule": "schedule",
     "wsd": "builders",
     "wsd_s": "builders",
-    "cosine": "builders",
+    "cosine": "baselines",
+    "cyclic_cosine": "baselines",
+    "multi_step": "baselines",
+    "constant": "baselines",
+    "Length": "lengths",
     "Plan": "plan",
     "Lineage": "lineage",
     "fork": "forking",

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_wsd.errors import WSDError
-from hf_wsd.plan import is_length
-from hf_wsd.shapes import SHAPES
+from hf_wsd.lengths import is_length
+from hf_wsd.shapes import shape_names
 
 _BUDGETS = """decayed models you will want: tokens (2M, 1.5B) or steps (3000); their fork points are saved and kept.
 A trunk stops at the last one unless the script has --max_steps"""
@@ -27,7 +27,8 @@ def flags() -> argparse.ArgumentParser:
         usage="%(prog)s [flags] SCRIPT.py [script arguments]  (or: [flags] -m MODULE [module arguments])",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Give the script --lr_scheduler_type wsd or wsd_s. Each flag is a variable: HF_WSD_DECAY_FRACTION=0.2.",
+        epilog="Give the script --lr_scheduler_type wsd, wsd_s, cyclic_cosine or multi_step. N is steps, 10%% of the "
+        "run, or with --tokens-per-step tokens (2M). Each flag is a variable: HF_WSD_DECAY_FRACTION=0.2.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -37,11 +38,21 @@ def flags() -> argparse.ArgumentParser:
     add("--budgets", nargs="+", metavar="N", help=_BUDGETS)
     add("--decay-fraction", metavar="F", help="decay steps / steps of the decayed model (wsd_s: cycle); default 0.1")
     add("--num-decay-steps", metavar="N", help="the decay in steps instead")
-    add("--decay-type", metavar="SHAPE", help=f"shape of the decay: {', '.join(SHAPES)}")
+    add("--decay-type", metavar="SHAPE", help=f"shape of the decay: {shape_names()}")
+    add("--decay-params", nargs="+", metavar="NAME=X", help="its parameters: p=1.5 (power), half_life=5000, factor=0.7")
     add("--min-lr-ratio", metavar="R", help="lr at the end of the decay / peak lr; default 0 (wsd), 0.1 (wsd_s)")
     add("--warmup-type", metavar="SHAPE", help="shape of the warm-up: linear (default), cosine, 1-sqrt")
-    add("--cycle-ends", nargs="+", metavar="STEP", help="wsd_s: cumulative steps at which a decayed model is wanted")
+    add("--warmup-start", metavar="R", help="multiplier of the warm-up's first update; default --min-lr-ratio")
+    add("--num-min-steps", metavar="N", help="updates at the minimum after the decay")
+    add("--cycle-ends", nargs="+", metavar="N", help="wsd_s, cyclic_cosine: lengths at which a decayed model is wanted")
+    add("--cycle-peaks", nargs="+", metavar="R", help="wsd_s, cyclic_cosine: peak of each cycle / peak lr; default 1")
+    add("--num-rewarmup-steps", metavar="N", help="wsd_s, cyclic_cosine: climb back to the peak in later cycles")
+    add("--rewarmup-fraction", metavar="F", help="the climb as a part of the cycle instead")
+    add("--milestones", nargs="+", metavar="N", help="multi_step: first steps at each lower multiplier")
+    add("--milestone-fractions", nargs="+", metavar="F", help="the same as parts of the run; default 0.8 0.9")
+    add("--multipliers", nargs="+", metavar="R", help="multi_step: default 0.316 0.1")
     add("--tokens-per-step", metavar="N", help="tokens of one update, where they cannot be counted from the data")
+    add("--samples-per-step", metavar="N", help="samples of one update, for lengths such as 640samples")
     return parser
 
 

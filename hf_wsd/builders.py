@@ -1,68 +1,17 @@
-"""The schedules that people name: each builder checks the lengths and returns a `Schedule`."""
+"""WSD and WSD-S: each builder checks the lengths and returns a `Schedule`; what to compare with is in baselines.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_wsd.checks import count, fraction, ratio
+from hf_wsd.checks import count, ratio
+from hf_wsd.cycles import cycle, cycles, read_cycle_ends, rewarmup_length, stable_segment, warmup_segment
 from hf_wsd.errors import ScheduleError
-from hf_wsd.schedule import Phase, Schedule, Segment
+from hf_wsd.lengths import decay_length
+from hf_wsd.schedule import Schedule
+from hf_wsd.segment import Segment
 from hf_wsd.shapes import find_shape
-
-DEFAULT_DECAY_FRACTION = 0.1
-
-
-def decay_length(length: int, *, num_decay_steps: int | None = None, decay_fraction: float | None = None) -> int:
-    """Decay steps of a model (or cycle) of `length` steps: as given, or `round(fraction * length)`; fraction 0.1.
-
-    Raises:
-        ScheduleError: both are given, or the fraction rounds to no step.
-
-    >>> decay_length(1000), decay_length(1000, decay_fraction=0.29), decay_length(1000, num_decay_steps=5)
-    (100, 290, 5)
-    """
-    if num_decay_steps is not None and decay_fraction is not None:
-        raise ScheduleError(f"give num_decay_steps ({num_decay_steps}) or decay_fraction ({decay_fraction}), not both")
-    if num_decay_steps is not None:
-        return count("num_decay_steps", num_decay_steps)
-    part = fraction("decay_fraction", DEFAULT_DECAY_FRACTION if decay_fraction is None else decay_fraction)
-    steps = round(part * length)
-    if steps == 0:
-        raise ScheduleError(f"a decay of {part:g} of {length} steps is no step: give num_decay_steps")
-    return steps
-
-
-def total_for_fork(fork: int, decay_fraction: float) -> int:
-    """The smallest total T whose decay of `round(decay_fraction * T)` steps starts at step `fork`.
-
-    Raises:
-        ScheduleError: the fork comes too early for a decay of that fraction to have a step.
-
-    >>> total_for_fork(900, 0.1), total_for_fork(80, 0.2)
-    (1000, 100)
-    """
-    fork = count("fork point", fork, at_least=1)
-    fraction("decay_fraction", decay_fraction)
-    total = max(fork, int((fork - 0.5) / (1 - decay_fraction)) - 2)
-    while total - round(decay_fraction * total) < fork:  # T - round(f T) grows by 0 or 1 a step: every fork is met
-        total += 1
-    if total == fork:  # no step of decay yet; one more step is one of decay, or else too many of trunk
-        total += 1
-    if total - round(decay_fraction * total) != fork:
-        raise ScheduleError(f"a decay of {decay_fraction:g} from step {fork} is no step: give num_decay_steps")
-    return total
-
-
-def _warmup(steps: int, *, start: float, shape: str) -> tuple[Segment, ...]:
-    steps = count("num_warmup_steps", steps)
-    find_shape(shape, end=1.0, warmup=True)
-    return (Segment(phase=Phase.WARMUP, steps=steps, start=start, shape=shape),) if steps else ()
-
-
-def _stable(steps: int | None) -> tuple[Segment, ...]:
-    return (Segment(phase=Phase.STABLE, steps=steps),) if steps != 0 else ()
 
 
 def wsd(
@@ -72,132 +21,112 @@ def wsd(
     num_decay_steps: int | None = None,
     decay_fraction: float | None = None,
     num_stable_steps: int | None = None,
+    num_min_steps: int = 0,
     decay_type: str = "1-sqrt",
-    min_lr_ratio: float = 0.0,
+    decay_params: Mapping[str, float] | None = None,
+    min_lr_ratio: float | None = None,
     warmup_type: str = "linear",
+    warmup_start: float | None = None,
 ) -> Schedule:
     """Warmup-Stable-Decay (MiniCPM, arXiv 2404.06395): warm-up, constant peak, one decay at the end.
 
     Args:
         num_training_steps: all updates, decay included. Not needed for a trunk.
-        num_warmup_steps: updates of the warm-up, from `min_lr_ratio` to 1.
+        num_warmup_steps: updates of the warm-up.
         num_decay_steps: updates of the decay; 0 is a *trunk*, stable for as long as the run lasts.
         decay_fraction: decay steps over `num_training_steps`, in (0, 1). At most one of the two; neither means 0.1.
         num_stable_steps: updates at the peak, if you want the sum checked.
-        decay_type: a key of `SHAPES`.
-        min_lr_ratio: multiplier that the decay tends to, in [0, 1].
+        num_min_steps: updates after the decay, at its minimum.
+        decay_type: a key of `SHAPES`, or `pkg.module:function` for a fall of your own.
+        decay_params: parameters of the shape: {"p": 1.5} of power, {"half_life": 5000}, {"factor": 0.7}.
+        min_lr_ratio: multiplier that the decay tends to, in [0, 1]; None is 0, or the shape's own end.
         warmup_type: a key of `WARMUP_SHAPES`.
+        warmup_start: multiplier of the first update of the warm-up; None is `min_lr_ratio`, as in transformers.
 
     Raises:
-        ScheduleError: lengths that do not fit. ShapeError: an unknown shape.
+        ScheduleError: lengths that do not fit. ShapeError: an unknown shape, or one that cannot reach the minimum.
 
     >>> wsd(1000, num_warmup_steps=100).checkpoint_steps()
     {900: 'pre-decay', 1000: 'post-decay'}
     """
-    find_shape(decay_type, end=ratio("min_lr_ratio", min_lr_ratio))
-    warmup = _warmup(num_warmup_steps, start=min_lr_ratio, shape=warmup_type)
-    if num_decay_steps is not None:
-        num_decay_steps = count("num_decay_steps", num_decay_steps)
-    if num_decay_steps == 0 and decay_fraction is None:
-        if num_stable_steps is not None:
-            raise ScheduleError(
-                f"a trunk (num_decay_steps 0) has no end: leave out num_stable_steps={num_stable_steps}"
-            )
-        return Schedule((*warmup, *_stable(None)))
+    minimum = None if min_lr_ratio is None else ratio("min_lr_ratio", min_lr_ratio)
+    begin = minimum or 0.0 if warmup_start is None else warmup_start
+    warmup = warmup_segment(num_warmup_steps, start=begin, shape=warmup_type)
+    rest = count("num_min_steps", num_min_steps)
+    fall: dict[str, Any] = {"shape": decay_type, "end": minimum, "params": decay_params}
+    Segment.decay(1, **fall)  # a trunk's decays come later, but a bad shape is refused now
+    if num_decay_steps is not None and count("num_decay_steps", num_decay_steps) == 0 and decay_fraction is None:
+        if num_stable_steps is not None or rest:
+            asked = f"num_min_steps={rest}" if rest else f"num_stable_steps={num_stable_steps}"
+            raise ScheduleError(f"a trunk (num_decay_steps 0) has no end: leave out {asked}")
+        return Schedule((*warmup, *stable_segment(None)))
     if num_training_steps is None:
         raise ScheduleError("num_training_steps is needed, unless num_decay_steps is 0 (a trunk)")
     total = count("num_training_steps", num_training_steps, at_least=1)
-    decay_steps = decay_length(total, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
-    stable_steps = total - num_warmup_steps - decay_steps
-    if stable_steps < 0:
-        raise ScheduleError(
-            f"warm-up ({num_warmup_steps}) + decay ({decay_steps}) = {num_warmup_steps + decay_steps} steps, "
-            f"longer than the run of {total}: shorten one of them, or train at least {total - stable_steps} steps"
-        )
+    decay = Segment.decay(decay_length(total, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction), **fall)
+    segments = cycle(total, what="the run", warmup=warmup, peak=1.0, decay=decay, rest=rest)
+    stable_steps = total - num_warmup_steps - (decay.steps or 0) - rest
     if num_stable_steps is not None and num_stable_steps != stable_steps:
         raise ScheduleError(
-            f"warm-up ({num_warmup_steps}) + num_stable_steps ({num_stable_steps}) + decay ({decay_steps}) is not the "
-            f"run of {total} steps: leave num_stable_steps out, or make it {stable_steps}"
+            f"warm-up ({num_warmup_steps}) + num_stable_steps ({num_stable_steps}) + decay ({decay.steps}) is not the "
+            f"run of {total} steps: leave num_stable_steps out, or make it {stable_steps}; num_min_steps are updates "
+            "after the decay"
         )
-    decay = Segment(phase=Phase.DECAY, steps=decay_steps, end=min_lr_ratio, shape=decay_type)
-    return Schedule((*warmup, *_stable(stable_steps), decay))
+    return Schedule(tuple(segments))
 
 
 def wsd_s(
     num_training_steps: int | None = None,
     *,
     cycle_ends: Sequence[int] | None = None,
+    cycle_peaks: Sequence[float] | None = None,
     num_warmup_steps: int = 0,
+    num_rewarmup_steps: int | None = None,
+    rewarmup_fraction: float | None = None,
     num_decay_steps: int | None = None,
     decay_fraction: float | None = None,
+    num_min_steps: int = 0,
     decay_type: str = "inverse",
-    min_lr_ratio: float = 0.1,
+    decay_params: Mapping[str, float] | None = None,
+    min_lr_ratio: float | None = None,
     warmup_type: str = "linear",
+    warmup_start: float | None = None,
 ) -> Schedule:
     """WSD-S (arXiv 2410.05192): one line that decays at the end of every cycle and goes on from there at the peak.
 
     Args:
         num_training_steps: must be the last cycle's end; None means just that.
         cycle_ends: cumulative steps at which a decayed model is wanted, rising; None is one cycle.
+        cycle_peaks: multiplier of each cycle's stable phase, in (0, 1]; None is 1 for all.
         num_warmup_steps: updates of the warm-up, part of the first cycle.
+        num_rewarmup_steps: updates in which each later cycle climbs from the minimum back to its peak; None is 0.
+        rewarmup_fraction: the same over the steps of the cycle, in (0, 1). At most one of the two.
         num_decay_steps: updates of each decay, at least 1.
         decay_fraction: decay steps over the steps of the *cycle*, in (0, 1). At most one of the two; neither means 0.1.
-        decay_type, min_lr_ratio, warmup_type: as in `wsd`; the paper's inverse decay to a tenth by default.
+        num_min_steps: updates at the minimum at the end of each cycle.
+        decay_type, decay_params, warmup_type, warmup_start: as in `wsd`; the paper's inverse decay by default.
+        min_lr_ratio: multiplier that each decay tends to, in [0, 1]; None is 0.1, or the shape's own end.
 
     Raises:
-        ScheduleError: lengths that do not fit. ShapeError: an unknown shape.
+        ScheduleError: lengths that do not fit. ShapeError: an unknown shape, or one that cannot reach the minimum.
 
     >>> wsd_s(cycle_ends=[100, 200]).checkpoint_steps()
     {90: 'pre-decay', 100: 'post-decay', 190: 'pre-decay', 200: 'post-decay'}
     """
-    if cycle_ends is None and num_training_steps is None:
-        raise ScheduleError("give cycle_ends, for example [1000, 2000, 4000], or num_training_steps for one cycle")
-    ends = _cycle_ends([num_training_steps] if cycle_ends is None else cycle_ends)
-    if num_training_steps is not None and ends[-1:] != [num_training_steps]:
-        raise ScheduleError(
-            f"the run has {num_training_steps} steps but cycle_ends is {ends}: train as many steps as the last cycle's "
-            f"end (--max_steps {ends[-1]}), or end the last cycle at {num_training_steps}"
-        )
-    ratio("min_lr_ratio", min_lr_ratio)
-    segments = [*_warmup(num_warmup_steps, start=min_lr_ratio, shape=warmup_type)]
-    begin = 0
-    for end in ends:
-        decay_steps = decay_length(end - begin, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
-        count("num_decay_steps of wsd_s", decay_steps, at_least=1)
-        warmup_steps = num_warmup_steps if begin == 0 else 0
-        if warmup_steps + decay_steps > end - begin:
-            raise ScheduleError(
-                f"the cycle {begin}-{end} has {end - begin} steps but needs {warmup_steps} of warm-up and "
-                f"{decay_steps} of decay: shorten one of them or end the cycle later"
-            )
-        segments += _stable(end - begin - warmup_steps - decay_steps)
-        segments.append(Segment(phase=Phase.DECAY, steps=decay_steps, end=min_lr_ratio, shape=decay_type))
-        begin = end
+    ends = read_cycle_ends(num_training_steps, cycle_ends)
+    if min_lr_ratio is None and find_shape(decay_type).own_end is None:
+        min_lr_ratio = 0.1
+    minimum = None if min_lr_ratio is None else ratio("min_lr_ratio", min_lr_ratio)
+    rest = count("num_min_steps", num_min_steps)
+    begin = minimum or 0.0 if warmup_start is None else warmup_start
+    segments: list[Segment] = []
+    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks)):
+        steps = decay_length(end - start, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
+        count("num_decay_steps of wsd_s", steps, at_least=1)
+        climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
+        decay = Segment.decay(steps, shape=decay_type, start=peak, end=minimum, params=decay_params)
+        warmup = warmup_segment(climb, start=begin, end=peak, shape=warmup_type)
+        what = f"the cycle {start}-{end}"
+        segments += cycle(end - start, what=what, warmup=warmup, peak=peak, decay=decay, rest=rest)
+        begin = decay.end
     return Schedule(tuple(segments))
-
-
-def _cycle_ends(ends: Any) -> list[int]:
-    try:
-        steps = [count("a cycle end", end, at_least=1) for end in ends]
-    except TypeError:
-        steps = []
-    if not steps:
-        raise ScheduleError(f"cycle_ends is a list of steps such as [1000, 2000, 4000], not {ends!r}")
-    for before, after in pairwise(steps):
-        if after <= before:
-            raise ScheduleError(f"cycle_ends must rise, but {after} follows {before}: {steps}")
-    return steps
-
-
-def cosine(num_training_steps: int, *, num_warmup_steps: int = 0, min_lr_ratio: float = 0.0) -> Schedule:
-    """The baseline: a linear warm-up, then one half cosine from the peak to `min_lr_ratio` (arXiv 1608.03983).
-
-    >>> cosine(110, num_warmup_steps=10)(60)
-    0.5
-    """
-    total = count("num_training_steps", num_training_steps, at_least=1)
-    warmup = _warmup(num_warmup_steps, start=0.0, shape="linear")
-    steps = total - num_warmup_steps
-    if steps < 1:
-        raise ScheduleError(f"a warm-up of {num_warmup_steps} steps leaves nothing of a run of {total}")
-    return Schedule((*warmup, Segment(phase=Phase.DECAY, steps=steps, end=min_lr_ratio, shape="cosine")))

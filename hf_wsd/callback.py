@@ -15,8 +15,8 @@ from hf_wsd.history import cut_history, losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD
 from hf_wsd.randomness import Randomness
-from hf_wsd.schedule import Phase
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
+from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings
 from hf_wsd.start import Start, refuse_ignored_settings, start_run
 

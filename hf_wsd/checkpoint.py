@@ -6,17 +6,25 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from hf_wsd.errors import CheckpointError
 
 FORK_POINTS = "_fork-points"  # the leading underscore keeps a folder out of Trainer's uploads and rotation
 _NAME = re.compile(r"checkpoint-(\d+)")
+_RNG_STATE_OF_RANK = re.compile(r"rng_state_(\d+)\.pth")  # not "rng_state_0 copy.pth"
 
 
 def saved_checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, rising; a kept copy goes first: Trainer's own may be rotated away any time."""
+    """The checkpoints of a run by step, rising; a kept copy goes first: Trainer's own may be rotated away any time.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     for name in ("checkpoint-160", "_fork-points/checkpoint-80"):
+    ...         (Path(run) / name).mkdir(parents=True)
+    ...     {step: path.parent.name == FORK_POINTS for step, path in saved_checkpoints(Path(run)).items()}
+    {80: True, 160: False}
+    """
     kept, own = (
         {int(match[1]): path for path in folder.glob("*/") if (match := _NAME.fullmatch(path.name))}
         for folder in (run / FORK_POINTS, run)
@@ -31,6 +39,13 @@ def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, l
     Args:
         run: the run's folder.
         needs: a file that must be there too: a run killed between its last save and the record makes both again.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "checkpoint-80").mkdir()
+    ...     newest, damage = newest_whole(Path(run))
+    >>> newest, len(damage)
+    (None, 1)
     """
     damage = []
     for path in reversed(saved_checkpoints(run).values()):
@@ -50,6 +65,11 @@ def check_checkpoint(path: Path) -> int:
 
     Raises:
         CheckpointError: it is not there, or a file is missing or damaged; the message names all of them.
+
+    >>> check_checkpoint(Path("RUN/checkpoint-80"))
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.CheckpointError: no checkpoint at RUN/checkpoint-80
     """
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}")
@@ -71,17 +91,16 @@ def _problems(path: Path) -> Iterator[str]:
         yield "no trainer_state.json"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"trainer_state.json is damaged ({type(error).__name__}: {error})"
-    ranks = sorted(int(f.stem.rpartition("_")[2]) for f in path.glob("rng_state_[0-9]*.pth"))
+    of_ranks = [match for file in path.glob("rng_state_*") if (match := _RNG_STATE_OF_RANK.fullmatch(file.name))]
+    ranks = sorted(int(match[1]) for match in of_ranks)
     if ranks and (len(ranks) < 2 or ranks != list(range(len(ranks)))):  # one process alone writes no number
         yield f"RNG state of ranks {', '.join(map(str, ranks))} alone"
-    for name in _shards(path):
-        if not (path / name).exists():
-            yield f"no weights {name}, which the index names"
+    yield from _problems_of_shards(path)
     patterns = {  # FSDP and DeepSpeed save folders of their own
         "weights": ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*"),
         "optimizer state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
         "scheduler state": ("scheduler.pt", "global_step*"),
-        "RNG state": ("rng_state*.pth",),
+        "RNG state": ("rng_state.pth", *(match[0] for match in of_ranks)),
     }
     for what, names in patterns.items():
         files = sorted(file for name in names for file in path.glob(name))
@@ -92,13 +111,16 @@ def _problems(path: Path) -> Iterator[str]:
                 yield f"{what} {file.name} is damaged"
 
 
-def _shards(path: Path) -> set[str]:
-    """The files that weights in several pieces consist of."""
-    names: set[str] = set()
-    for index in path.glob("*.index.json"):
-        with suppress(OSError, ValueError, KeyError, AttributeError):
-            names |= set(json.loads(index.read_text())["weight_map"].values())
-    return names
+def _problems_of_shards(path: Path) -> Iterator[str]:
+    """What is wrong with weights in several files, which an index names."""
+    for index in sorted(path.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            missing = [name for name in names if not (path / name).exists()]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            yield f"{index.name} is damaged ({type(error).__name__}: {error})"
+        else:
+            yield from (f"no weights {name}, which the index names" for name in missing)
 
 
 def _whole(file: Path) -> bool:

@@ -15,13 +15,21 @@ def count(name: str, value: Any, *, at_least: int = 0) -> int:
 
     Raises:
         ScheduleError: it is no whole number, or below `at_least`; a fraction is named as one.
+
+    >>> count("num_warmup_steps", 10)
+    10
+    >>> count("num_decay_steps", 0.2)
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.ScheduleError: num_decay_steps is a number of steps, not 0.2: a fraction is written decay_fraction=0.2
     """
     try:
         if isinstance(value, bool):
             raise TypeError
         number = int(operator.index(value))
     except TypeError:
-        repair = f": a fraction is written decay_fraction={value}" if name == "num_decay_steps" else ""
+        is_fraction = name == "num_decay_steps" and isinstance(value, float) and 0 < value < 1
+        repair = f": a fraction is written decay_fraction={value}" if is_fraction else ""
         raise ScheduleError(f"{name} is a number of steps, not {value!r}{repair}") from None
     if number < at_least:
         raise ScheduleError(f"{name} must be at least {at_least}, not {number}")
@@ -33,6 +41,11 @@ def ratio(name: str, value: Any) -> float:
 
     Raises:
         ScheduleError: it is no number, or outside.
+
+    >>> ratio("min_lr_ratio", 1.5)
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.ScheduleError: min_lr_ratio must lie in [0, 1], as a part of the peak lr, not 1.5
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return value
@@ -44,6 +57,11 @@ def fraction(name: str, value: Any) -> float:
 
     Raises:
         ScheduleError: it is no number, or outside.
+
+    >>> fraction("decay_fraction", 20)
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.ScheduleError: decay_fraction must lie strictly between 0 and 1, not 20: 20 % is 0.2
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
         return value

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 
 from hf_wsd.errors import WSDError
-from hf_wsd.shapes import SHAPES
+from hf_wsd.planning import plan
+from hf_wsd.shapes import shape_names
 
 app = typer.Typer(
     help="Warmup-Stable-Decay: train one trunk, get a finished model at every budget.",
@@ -34,10 +35,11 @@ def decay(
     budgets: Annotated[
         list[str] | None, typer.Option(help="Decayed models wanted: tokens (2M, 1.5B) or steps.")
     ] = None,
-    at: Annotated[list[int] | None, typer.Option(help="Fork points instead: steps of saved checkpoints.")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="Fork points instead: lengths with a saved checkpoint.")] = None,
     decay_fraction: Annotated[float | None, typer.Option(help="Decay steps / steps of the decayed model.")] = None,
-    decay_steps: Annotated[float | None, typer.Option(help="The decay in steps instead.")] = None,
-    decay_type: Annotated[str | None, typer.Option(help=f"Shape: {', '.join(SHAPES)}.")] = None,
+    decay_steps: Annotated[str | None, typer.Option(help="The decay in steps (or tokens) instead.")] = None,
+    decay_type: Annotated[str | None, typer.Option(help=f"Shape: {shape_names()}.")] = None,
+    decay_params: Annotated[list[str] | None, typer.Option(metavar="NAME=X", help="Parameters of the shape.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
@@ -48,10 +50,10 @@ def decay(
 
     What is not given is as the trunk was started: its budgets, decay fraction and shape.
     """
+    from hf_wsd.casts import cast
     from hf_wsd.family import read_run
     from hf_wsd.forking import fork, plan_decays
     from hf_wsd.running import branch_command, run_branches, show_command
-    from hf_wsd.settings import cast
 
     trunk = read_run(run)
     settings = trunk.latest.settings
@@ -59,9 +61,12 @@ def decay(
     plan = plan_decays(trunk, budgets=budgets or (), at=at or (), num_decay_steps=steps, decay_fraction=decay_fraction)
     if name is not None and len(plan.decays) > 1:
         raise WSDError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
-    shape = decay_type or settings.get("decay_type") or "1-sqrt"
-    final = settings.get("min_lr_ratio", 0.0) if min_lr_ratio is None else min_lr_ratio
-    asked = (fork(trunk, one, decay_type=shape, final=final, name=name) for one in plan.decays)
+    shape: dict[str, Any] = {
+        "decay_type": decay_type or settings.get("decay_type") or "1-sqrt",
+        "decay_params": cast("decay_params", decay_params) or (None if decay_type else settings.get("decay_params")),
+        "final": settings.get("min_lr_ratio") if min_lr_ratio is None else min_lr_ratio,
+    }
+    asked = (fork(trunk, one, **shape, name=name) for one in plan.decays)
     branches = list({branch.folder: branch for branch in asked}.values())  # 2M and its number of steps are one branch
     for branch in branches:
         talk.print(str(branch) + (" (finished)" if branch.finished else ""))
@@ -93,6 +98,7 @@ def _tell(branch: Any, event: str) -> bool:
 
 
 app.command("fork", hidden=True)(decay)
+app.command()(plan)
 
 
 _ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -158,7 +164,7 @@ def spread(argv: Sequence[str]) -> list[str]:
     >>> spread(["decay", "--budgets", "1B", "2B", "RUN"])
     ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
     """
-    from hf_wsd.plan import is_length
+    from hf_wsd.lengths import is_length
 
     spread_out: list[str] = []
     for word in argv:

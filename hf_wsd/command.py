@@ -14,16 +14,28 @@ from hf_wsd.lineage import Command
 
 _KEPT_VARIABLES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # HF_WSD_*: the record has them as settings
 _SECRET_NAME = re.compile(  # not any token: eos_token and its like are settings
-    r"^((push_to_)?hub|hf|huggingface|github|wandb|auth|access|api|bearer)?_?token$"
-    r"|(api|access|secret|private|openai|wandb)_?key$|password$|passwd$|secret$"
+    r"^token$|(^|_)(hub|hf|hugging_?face|github|gitlab|wandb|neptune|comet|auth|access|api|bearer|session)_?tokens?$"
+    r"|(api|access|secret|private|openai|wandb)_?keys?$|passwords?$|passwd$|secrets?$"
 )
-_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{16,}")
-_YAML_PAIR = re.compile(r"""([\w-]+)["']?[ \t]*:[ \t]*("[^"]*"|'[^']*'|[^,}\s#]+)""")
+_SECRET_VALUE = re.compile(r"(?<![A-Za-z0-9])hf_(?=[A-Za-z]*\d)(?=[a-z\d]*[A-Z])[A-Za-z\d]{30,}")  # a hub token
+_BLANK = "hf_***"  # *** alone would be an alias in YAML
+_WORD = re.compile(r"""([\w.-]+)(\\?["']?\s*[:=])?""")  # with what makes it a key
+_YAML_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
+_YAML_PAIR = re.compile(rf"((?:- +)*)({_YAML_QUOTED}|[^\s\"'#[\]{{}},&*!|>%@`?][^#]*?)\s*:(?:\s+(.*))?$")
+_YAML_SCALAR = re.compile(
+    rf"(?:(?:{_YAML_QUOTED})\s*(?:#.*)?|[^\s\"'[\]{{}},&*!|>%@`?].*)?"
+)  # one that ends on its line
+_YAML_ANCHOR = re.compile(r"(?:^|[\s[{,])[&*]\w", re.MULTILINE)
 _LARGEST_ARGUMENT_FILE = 64 * 1024  # bytes
 
 
 def capture_command(world_size: int = 1) -> Command:
-    """The `Command` of this process, secrets left out before anything is written."""
+    """The `Command` of this process, secrets left out before anything is written.
+
+    >>> command = capture_command(world_size=2)
+    >>> command.world_size, command.cwd == os.getcwd(), "PATH" in command.environment
+    (2, True, False)
+    """
     argv = sys.orig_argv[1:]
     while argv and argv[0] == "-u":  # torchrun's own; a replay under torchrun gets it again
         argv = argv[1:]
@@ -48,14 +60,14 @@ def is_secret(name: str) -> bool:
     >>> [is_secret(n) for n in ("--hub_token", "--eos_token", "WANDB_API_KEY", "--tokens-per-step", "--token")]
     [True, False, True, False, True]
     """
-    return bool(_SECRET_NAME.search(name.lstrip("-").replace("-", "_").lower()))
+    return bool(_SECRET_NAME.search(re.sub(r"\W+", "_", name).strip("_").lower()))
 
 
 def scrub_arguments(argv: Sequence[str]) -> tuple[str, ...]:
     """The arguments without the flags that hold secrets.
 
-    >>> scrub_arguments(["t.py", "--hub_token", "abc", "--lr", "1", "--token=x", "--note", "hf_aaaabbbbccccddddee"])
-    ('t.py', '--lr', '1', '--note', '***')
+    >>> scrub_arguments(["t.py", "--hub_token", "abc", "--lr", "1", "--token=x", "--note", "hf_" + "aB1" * 11])
+    ('t.py', '--lr', '1', '--note', 'hf_***')
     """
     kept: list[str] = []
     skip_value = False
@@ -68,20 +80,19 @@ def scrub_arguments(argv: Sequence[str]) -> tuple[str, ...]:
         elif skip_value:
             skip_value = False
             continue
-        kept.append(_SECRET_VALUE.sub("***", arg))
+        kept.append(_SECRET_VALUE.sub(_BLANK, arg))
     return tuple(kept)
 
 
 def _argument_files(argv: Sequence[str]) -> dict[str, str]:
-    """Texts of the argument files, without secrets; what is large or no table of arguments is data, and left out."""
+    """Texts of the argument files, without secrets; left out: data (large, or no table), and what may keep a secret."""
     files = {}
     for path in (arg.partition("=")[2] if arg.startswith("--") else arg for arg in argv):
         try:
             if path.endswith((".json", ".yaml", ".yml")) and os.path.getsize(path) <= _LARGEST_ARGUMENT_FILE:
-                text = Path(path).read_text()
-                files[path] = _SECRET_VALUE.sub(
-                    "***", _scrub_json(text) if path.endswith(".json") else _scrub_yaml(text)
-                )
+                text = Path(path).read_text(encoding="utf-8")
+                text = _scrub_json(text) if path.endswith(".json") else _scrub_yaml(text)
+                files[path] = _SECRET_VALUE.sub(_BLANK, text)
         except (OSError, ValueError):
             continue
     return files
@@ -96,8 +107,56 @@ def _scrub_json(text: str) -> str:
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("not a table of arguments")
-    return json.dumps(scrub(content), indent=1)
+    text = json.dumps(scrub(content), indent=1)
+    if _secrets_named(text):
+        raise ValueError("a text in it names a secret")
+    return text
+
+
+def _secrets_named(text: str) -> int:
+    """How many flags and keys of secrets a text has."""
+    return sum(is_secret(word) for word, as_key in _WORD.findall(text) if as_key or word.startswith("--"))
 
 
 def _scrub_yaml(text: str) -> str:
-    return _YAML_PAIR.sub(lambda pair: f"{pair[1]}: null" if is_secret(pair[1]) else pair[0], text)
+    """The text with null for each secret, read line by line: the standard library has no parser.
+
+    Raises:
+        ValueError: the text names a secret, and is more than pairs and lists of values that end on their line.
+    """
+    if not _secrets_named(text):
+        return text
+    if _YAML_ANCHOR.search(text):
+        raise ValueError("an alias may repeat a secret")
+    kept: list[str] = []
+    secrets, column = 0, None  # column: of the key whose value is being dropped
+    for line in text.splitlines():
+        content = line.lstrip()
+        indent = len(line) - len(content)
+        if not content or content.startswith("#"):  # a comment may be a secret that was switched off
+            continue
+        if column is not None and (indent > column or (indent == column and re.match(r"-(\s|$)", content))):
+            continue
+        column = None
+        pair = _YAML_PAIR.match(content)
+        value = (pair[3] or "") if pair else re.sub(r"^(- +)+", "", content)
+        if pair and is_secret(pair[2]):
+            secrets, column = secrets + 1, indent + len(pair[1])
+            line = f"{line[:column]}{pair[2]}: null"
+            value = re.sub(r"^(!\S*\s*)*([|>].*)?", "", value)  # without tag and block header
+        if not _ends_on_its_line(value.rstrip()):
+            raise ValueError(f"not plain: {line}")
+        kept.append(line)
+    scrubbed = "\n".join(kept) + "\n"
+    if _secrets_named(scrubbed) != secrets:
+        raise ValueError("a secret is named elsewhere than in a key")
+    return scrubbed
+
+
+def _ends_on_its_line(value: str) -> bool:
+    """Whether a YAML value is a scalar or a collection that is closed on the same line."""
+    if value[:1] not in ("[", "{"):
+        return bool(_YAML_SCALAR.fullmatch(value))
+    bare = re.sub(_YAML_QUOTED, "", value)
+    pairs = all(bare.count(left) == bare.count(right) for left, right in ("[]", "{}"))
+    return pairs and bare[-1] in "]}" and not set(bare) & set("\"'#")

@@ -15,7 +15,17 @@ from hf_wsd.lineage import BRANCHES, RECORD, Lineage
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its files tell it: records by step, logged rows, branches."""
+    """A run as its files tell it: records by step, logged rows, branches.
+
+    >>> from hf_wsd.builders import wsd
+    >>> record = Lineage(step=80, kind="pre-decay", schedule=wsd(100, num_decay_steps=20), tokens_per_step=1000)
+    >>> rows = ({"step": 80, "eval_loss": 3.5},)
+    >>> run = Run(path=Path("RUN"), checkpoints={}, records={80: record}, history=rows, planned=None, branches=())
+    >>> list(run.decays()), run.has_saved(100), run.tokens_at(100), run.losses_at(80)
+    ([(80, 100)], False, 100000, {'loss': 3.5})
+    >>> [member.path.name for member in run.walk()]
+    ['RUN']
+    """
 
     path: Path
     checkpoints: Mapping[int, Path]
@@ -79,10 +89,11 @@ class Run:
 
     def losses_at(self, step: int) -> Mapping[str, float]:
         """What an evaluation after `step` updates gave, without the prefix `eval_`; empty where there was none."""
-        rows = [row for row in self.history if row["step"] == step and "eval_loss" in row]
-        if rows:
-            return losses_of(rows[-1])
-        return self.records[step].losses if step in self.records else {}
+        losses: dict[str, float] = {}
+        for row in self.history:  # a row for each evaluation set: eval_en_loss, eval_de_loss
+            if row["step"] == step and any(key.startswith("eval_") and key.endswith("_loss") for key in row):
+                losses |= losses_of(row)
+        return losses or (self.records[step].losses if step in self.records else {})
 
     def walk(self) -> Iterator[Run]:
         """This run, then its branches and theirs."""
@@ -96,6 +107,16 @@ def read_run(path: Path | str) -> Run:
 
     Raises:
         RecordError: the folder has no record at all, or one that is damaged.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from hf_wsd.builders import wsd
+    >>> with TemporaryDirectory() as folder:
+    ...     checkpoint = Path(folder) / "checkpoint-80"
+    ...     checkpoint.mkdir()
+    ...     Lineage(step=80, kind="pre-decay", schedule=wsd(100, num_decay_steps=20)).write(checkpoint)
+    ...     run = read_run(folder)
+    >>> run.steps_done, run.latest.kind, run.finished
+    (80, 'pre-decay', False)
     """
     path = Path(path)
     checkpoints = saved_checkpoints(path)
@@ -113,5 +134,5 @@ def read_run(path: Path | str) -> Run:
         records=records,
         history=tuple(read_history(path)),
         planned=planned,
-        branches=tuple(sorted(branches, key=lambda branch: branch.identity.schedule.total_steps or 0)),
+        branches=tuple(sorted(branches, key=lambda b: (b.identity.schedule.total_steps or 0, b.path.name))),
     )

@@ -7,16 +7,21 @@ schedule is in the record that waits in its folder, which HF_WSD_BRANCH names. N
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from hf_wsd.checkpoint import check_checkpoint, newest_whole
 from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
+from hf_wsd.lengths import show_tokens
 from hf_wsd.lineage import BRANCHES, RECORD, Lineage, Parent
-from hf_wsd.plan import Decay, Plan, show_tokens
-from hf_wsd.schedule import Phase
+from hf_wsd.plan import Decay, Plan, branch_name
+from hf_wsd.segment import Phase
+
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +59,22 @@ class Branch:
 
 
 def fork(
-    run: Run | Path | str, decay: Decay, *, decay_type: str = "1-sqrt", final: float = 0.0, name: str | None = None
+    run: Run | Path | str,
+    decay: Decay,
+    *,
+    decay_type: str = "1-sqrt",
+    decay_params: Mapping[str, float] | None = None,
+    final: float | None = None,
+    name: str | None = None,
 ) -> Branch:
     """The branch of a run for one decay; nothing is written.
 
     Args:
         run: the trunk (or its folder).
         decay: fork point and end, in steps; see `Plan`.
-        decay_type: a key of `SHAPES`.
-        final: multiplier at the end of the decay, in [0, 1].
+        decay_type: a key of `SHAPES`, or `pkg.module:function`.
+        decay_params: parameters of the shape.
+        final: multiplier at the end of the decay, in [0, 1]; None is the shape's own end, else 0.
         name: the branch's folder name; "<fork>-<shape>-<decay steps>" if None.
 
     Raises:
@@ -72,13 +84,15 @@ def fork(
     """
     run = run if isinstance(run, Run) else read_run(run)
     latest = run.latest
-    schedule = latest.schedule.fork(decay.fork, decay_steps=decay.steps, shape=decay_type, final=final)
+    schedule = latest.schedule.fork(
+        decay.fork, decay_steps=decay.steps, shape=decay_type, final=final, params=decay_params
+    )
     if decay.fork not in run.checkpoints:
         raise ForkError(_no_checkpoint(run, decay))
     parent = run.checkpoints[decay.fork]
     check_checkpoint(parent)
     record = run.records.get(decay.fork) or Lineage.read(parent)  # refuses a checkpoint without a record
-    folder = run.path / BRANCHES / (name or f"{decay.fork}-{decay_type}-{decay.steps}")
+    folder = run.path / BRANCHES / (name or branch_name(decay, decay_type, decay_params))
     planned = replace(
         record,
         kind="planned",
@@ -131,8 +145,8 @@ def plan_decays(
     run: Run,
     *,
     budgets: Iterable[str] = (),
-    at: Iterable[int] = (),
-    num_decay_steps: int | None = None,
+    at: Iterable[int | str] = (),
+    num_decay_steps: int | str | None = None,
     decay_fraction: float | None = None,
 ) -> Plan:
     """The decays asked for; where nothing is said, the budgets and decay length that the trunk was started with.
@@ -152,7 +166,17 @@ def plan_decays(
             "say which decayed models you want: --budgets 1B 2B (tokens or steps of the decayed model), or --at STEP "
             f"(checkpoints: {', '.join(map(str, run.checkpoints))})"
         )
-    length = {"tokens_per_step": latest.tokens_per_step, "num_decay_steps": num_decay_steps}
-    plan = Plan.of_budgets(budgets, decay_fraction=decay_fraction, **length)
-    forks = Plan.of_forks(at, decay_fraction=decay_fraction, **length)
+    length: dict[str, Any] = {
+        "tokens_per_step": latest.tokens_per_step,
+        "samples_per_step": _samples_per_step(latest),
+        "num_decay_steps": num_decay_steps,
+        "decay_fraction": decay_fraction,
+    }
+    plan = Plan.of_budgets(budgets, **length)
+    forks = Plan.of_forks(at, **length)
     return replace(plan, decays=plan.decays + forks.decays)
+
+
+def _samples_per_step(record: Lineage) -> int | None:
+    parts = [part for name in _BATCH if isinstance(part := record.setup.get(name), int)]
+    return prod(parts) if len(parts) == len(_BATCH) else None

@@ -13,7 +13,14 @@ HISTORY = "wsd.jsonl"
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace a file by `text` so that a reader, or a crash, never sees half of it."""
+    """Replace a file by `text` so that a reader, or a crash, never sees half of it.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     write_atomically(Path(run) / "report.md", "new")
+    ...     [(file.name, file.read_text()) for file in Path(run).iterdir()]
+    [('report.md', 'new')]
+    """
     new = file.with_name(f".{file.name}.{os.getpid()}")
     with new.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -23,24 +30,48 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The rows of `wsd.jsonl`, oldest first; a line torn by a crash is left out."""
+    """The rows of `wsd.jsonl`, oldest first; a line torn by a crash, or without a step, is left out.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     append_history(Path(run), {"step": 10, "loss": 3.5})
+    ...     read_history(Path(run))
+    [{'step': 10, 'loss': 3.5}]
+    """
     rows = []
     if (run / HISTORY).exists():
-        for line in (run / HISTORY).read_text().splitlines():
+        for line in (run / HISTORY).read_bytes().splitlines():
             with suppress(ValueError):
-                rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+                rows.append(json.loads(line.decode()))
+    return [row for row in rows if isinstance(row, dict) and type(row.get("step")) is int]
 
 
 def cut_history(run: Path, *, after: int) -> None:
-    """Drop the rows past step `after`: a resumed run logs them again."""
+    """Drop the rows past step `after`: a resumed run logs them again.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     for step in (10, 20, 30):
+    ...         append_history(Path(run), {"step": step})
+    ...     cut_history(Path(run), after=20)
+    ...     read_history(Path(run))
+    [{'step': 10}, {'step': 20}]
+    """
     if (run / HISTORY).exists():
         kept = [row for row in read_history(run) if row["step"] <= after]
         write_atomically(run / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def append_history(run: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to `wsd.jsonl`, on a line of its own even where a crash has torn the last one."""
+    """Add one row to `wsd.jsonl`, on a line of its own even where a crash has torn the last one.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     _ = (Path(run) / HISTORY).write_text('{"step": 10, "lo')
+    ...     append_history(Path(run), {"step": 10, "loss": 3.5})
+    ...     read_history(Path(run))
+    [{'step': 10, 'loss': 3.5}]
+    """
     with (run / HISTORY).open("a+b") as stream:
         stream.seek(max(0, stream.tell() - 1))
         torn = stream.read(1) not in (b"", b"\n")

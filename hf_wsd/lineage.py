@@ -31,10 +31,19 @@ BRANCHES = "_branches"
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """The checkpoint that a branch left: its path (relative to the branch's folder where it can be) and its step."""
+    """The checkpoint that a branch left: its path (relative to the branch's folder where it can be) and its step.
+
+    >>> from os.path import normpath
+    >>> parent = Parent(checkpoint="../../_fork-points/checkpoint-640", step=640)
+    >>> normpath(Path("RUN/_branches/640-1-sqrt-160") / parent.checkpoint)
+    'RUN/_fork-points/checkpoint-640'
+    """
 
     checkpoint: str
     step: int
+
+    def __post_init__(self) -> None:
+        _check_types(self, "parent.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,10 @@ class Command:
         world_size: number of processes.
         environment: the launcher's variables (ACCELERATE_* and friends).
         files: texts of the JSON and YAML argument files named in argv, by path as written there.
+
+    >>> command = Command(argv=("-m", "hf_wsd", "--trunk", "run_clm.py"), cwd="/work")
+    >>> " ".join(["python", *command.argv])
+    'python -m hf_wsd --trunk run_clm.py'
     """
 
     argv: tuple[str, ...]
@@ -54,6 +67,9 @@ class Command:
     world_size: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_types(self, "command.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +97,14 @@ class Lineage:
         command: how the run was started.
         versions: of the packages that matter.
         saved_at: time, ISO 8601, UTC.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from hf_wsd.builders import wsd
+    >>> record = Lineage(step=80, kind="pre-decay", schedule=wsd(100, num_decay_steps=20), losses={"loss": 3.5})
+    >>> with TemporaryDirectory() as checkpoint:
+    ...     record.write(Path(checkpoint))
+    ...     Lineage.read(Path(checkpoint)) == record
+    True
     """
 
     step: int
@@ -104,14 +128,18 @@ class Lineage:
     saved_at: str = ""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Lineage).items():
-            if not has_type(getattr(self, name), hint):
-                raise RecordError(f"damaged record: {name} cannot be {getattr(self, name)!r}")
+        _check_types(self)
         if self.step < 0:
             raise RecordError(f"damaged record: step cannot be {self.step}")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_dict` gives back an equal record."""
+        """A JSON-ready dictionary; `from_dict` gives back an equal record.
+
+        >>> from hf_wsd.builders import wsd
+        >>> record = Lineage(step=80, kind="pre-decay", schedule=wsd(100, num_decay_steps=20))
+        >>> Lineage.from_dict(record.to_dict()) == record
+        True
+        """
         return {"schema": SCHEMA} | asdict(self) | {"schedule": self.schedule.to_dict()}
 
     @classmethod
@@ -120,6 +148,11 @@ class Lineage:
 
         Raises:
             RecordError: another schema, or fields that are missing, unknown or of the wrong kind.
+
+        >>> Lineage.from_dict({"schema": 2})
+        Traceback (most recent call last):
+            ...
+        hf_wsd.errors.RecordError: record of schema 2: this version of hf_wsd reads 1
         """
         schema = data.get("schema") if isinstance(data, Mapping) else data
         if schema != SCHEMA:
@@ -127,11 +160,11 @@ class Lineage:
         fields = {key: value for key, value in data.items() if key != "schema"}
         try:
             fields["schedule"] = Schedule.from_dict(fields["schedule"])
-            fields["peak_lrs"] = tuple(fields.get("peak_lrs", ()))
+            fields["peak_lrs"] = _as_tuple(fields.get("peak_lrs", ()))
             if fields.get("parent"):
                 fields["parent"] = Parent(**fields["parent"])
             if fields.get("command"):
-                fields["command"] = Command(**fields["command"] | {"argv": tuple(fields["command"]["argv"])})
+                fields["command"] = Command(**fields["command"] | {"argv": _as_tuple(fields["command"]["argv"])})
             return cls(**fields)
         except RecordError:
             raise
@@ -162,3 +195,14 @@ class Lineage:
                 f"{file} cannot be read ({error}). Delete it and resume the run from this checkpoint once: the record "
                 "is written again"
             ) from error
+
+
+def _check_types(record: Parent | Command | Lineage, prefix: str = "") -> None:
+    for name, hint in get_type_hints(type(record)).items():
+        if not has_type(getattr(record, name), hint):
+            raise RecordError(f"damaged record: {prefix}{name} cannot be {getattr(record, name)!r}")
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON has lists for tuples; what is neither stays, for the check of types to refuse."""
+    return tuple(value) if isinstance(value, list) else value

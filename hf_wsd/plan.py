@@ -2,85 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from hf_wsd.builders import decay_length, total_for_fork
 from hf_wsd.checks import count
-from hf_wsd.errors import ForkError, ScheduleError
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)", re.IGNORECASE)
-
-
-def is_length(text: Any) -> bool:
-    """Whether a text is a length: tokens with a unit, or a whole number of steps."""
-    match = _LENGTH.fullmatch(text) if isinstance(text, str) else None
-    return match is not None and float(match[1]) > 0 and (match[2] != "" or "." not in text)
-
-
-@dataclass(frozen=True)
-class Length:
-    """A length as the user wrote it: `1.5B` is tokens, a bare whole number is steps.
-
-    >>> Length("2M").steps(tokens_per_step=2048), Length("300").steps()
-    (977, 300)
-    """
-
-    text: str
-
-    def __post_init__(self) -> None:
-        if not is_length(self.text):
-            raise ScheduleError(
-                f"{self.text!r} is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"
-            )
-
-    @property
-    def tokens(self) -> int | None:
-        """The number of tokens asked for, or None if the length is in steps."""
-        match = _LENGTH.fullmatch(self.text)
-        assert match  # checked when the length was made
-        return round(float(match[1]) * UNITS[match[2].upper()]) if match[2] else None
-
-    def steps(self, tokens_per_step: int | None = None) -> int:
-        """The length in steps, rounded to the nearest.
-
-        Raises:
-            ScheduleError: it is in tokens and nobody knows the tokens of a step, or it is less than half a step.
-        """
-        if self.tokens is None:
-            return int(self.text)
-        if tokens_per_step is None:
-            raise ScheduleError(
-                f"{self.text} is tokens, but the tokens of one step are not known here: give lengths in steps, or say "
-                "how many tokens a step has (--tokens-per-step)"
-            )
-        steps = round(self.tokens / count("tokens_per_step", tokens_per_step, at_least=1))
-        if steps == 0:
-            raise ScheduleError(f"{self.text} tokens are less than half a step of {tokens_per_step} tokens")
-        return steps
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def show_tokens(tokens: float | None) -> str:
-    """A number of tokens for people.
-
-    >>> show_tokens(409600), show_tokens(1.5e9), show_tokens(None)
-    ('409.6K', '1.5B', '?')
-    """
-    if tokens is None:
-        return "?"
-    unit = next((u for u in "TBMK" if tokens >= UNITS[u]), "")
-    return f"{tokens / UNITS[unit]:.4g}{unit}"
+from hf_wsd.errors import ForkError
+from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, Length, decay_length, show_tokens, to_steps, total_for_fork
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """One decayed model of a family: where its decay leaves the trunk and where the model ends."""
+    """One decayed model of a family: where its decay leaves the trunk and where the model ends.
+
+    Raises:
+        ForkError: no step is left for the trunk, or none for the decay.
+
+    >>> Decay(fork=900, end=1000).steps
+    100
+    """
 
     fork: int
     end: int
@@ -117,48 +56,65 @@ class Plan:
         budgets: Sequence[str | Length],
         *,
         tokens_per_step: int | None = None,
-        num_decay_steps: int | None = None,
+        samples_per_step: int | None = None,
+        of: str | None = None,
+        num_decay_steps: int | str | None = None,
         decay_fraction: float | None = None,
     ) -> Plan:
         """The plan with one decayed model per budget.
 
         Args:
-            budgets: lengths of the decayed models, decay included: tokens ("1.5B") or steps ("3000").
-            tokens_per_step: tokens of one update over all processes; needed for budgets in tokens.
-            num_decay_steps: the same decay for every budget, in steps.
+            budgets: lengths of the decayed models, decay included: tokens ("1.5B"), steps ("3000"), samples
+                ("640samples") or parts of the whole ("30%").
+            tokens_per_step: tokens of one update over all processes; needed for lengths in tokens.
+            samples_per_step: samples of one update over all processes; needed for lengths in samples.
+            of: the whole of which "30%" is a part; None is the longest budget.
+            num_decay_steps: the same decay for every budget, in steps or as a length ("10%" is of the whole).
             decay_fraction: decay steps over the steps of each decayed model; at most one of the two, neither is 0.1.
 
         Raises:
             ScheduleError: a length that cannot be read or is too short.
+
+        >>> plan = Plan.of_budgets(["20%", "100%"], of="1000", num_decay_steps="10%")
+        >>> [(decay.fork, decay.end) for decay in plan.decays]
+        [(100, 200), (900, 1000)]
         """
-        lengths = dict.fromkeys(Length(str(budget)) for budget in budgets)
+        known = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
+        whole = to_steps(of, **known)
+        ends = {length: length.steps(**known, of=whole) for length in (Length(str(budget)) for budget in budgets)}
+        decay_steps = to_steps(num_decay_steps, **known, of=whole or max(ends.values(), default=None))
         decays = []
-        for length in lengths:
-            end = length.steps(tokens_per_step)
-            steps = decay_length(end, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
+        for length, end in ends.items():
+            steps = decay_length(end, num_decay_steps=decay_steps, decay_fraction=decay_fraction)
             decays.append(Decay(fork=end - steps, end=end, requested=length))
         return cls(decays=tuple(sorted(decays, key=lambda d: d.end)), tokens_per_step=tokens_per_step)
 
     @classmethod
     def of_forks(
         cls,
-        forks: Sequence[int],
+        forks: Sequence[int | str],
         *,
         tokens_per_step: int | None = None,
-        num_decay_steps: int | None = None,
+        samples_per_step: int | None = None,
+        num_decay_steps: int | str | None = None,
         decay_fraction: float | None = None,
     ) -> Plan:
         """The plan with one decayed model per fork point: the smallest whose decay starts there.
 
-        Args and Raises: as in `of_budgets`; `forks` are steps of saved checkpoints.
+        Args and Raises: as in `of_budgets`; `forks` are lengths of trunk whose checkpoints are saved.
+
+        >>> [decay.end for decay in Plan.of_forks([90, 900]).decays]
+        [100, 1000]
         """
+        known = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
+        decay_steps = to_steps(num_decay_steps, **known)
         decays = []
-        for fork in forks:
-            count("fork point", fork, at_least=1)
-            if num_decay_steps is None:
-                end = total_for_fork(fork, 0.1 if decay_fraction is None else decay_fraction)
+        for length in forks:
+            fork = count("fork point", to_steps(length, **known), at_least=1)
+            if decay_steps is None:
+                end = total_for_fork(fork, DEFAULT_DECAY_FRACTION if decay_fraction is None else decay_fraction)
             else:
-                end = fork + decay_length(fork, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
+                end = fork + decay_length(fork, num_decay_steps=decay_steps, decay_fraction=decay_fraction)
             decays.append(Decay(fork=fork, end=end))
         return cls(decays=tuple(sorted(decays, key=lambda d: d.end)), tokens_per_step=tokens_per_step)
 
@@ -195,6 +151,16 @@ class Plan:
             f"{decay.requested or '-'!s:>6}: decay from step {decay.fork} ({fork} tokens), "
             f"the model ends at step {decay.end} ({end} tokens)"
         )
+
+
+def branch_name(decay: Decay, shape: str, params: Mapping[str, float] | None = None) -> str:
+    """The folder name of a branch: fork point, shape with its parameters, decay steps.
+
+    >>> branch_name(Decay(fork=900, end=1000), "power", {"p": 1.5})
+    '900-power-p1.5-100'
+    """
+    words = [shape.replace(":", "."), *(f"{name}{value:g}" for name, value in (params or {}).items())]
+    return f"{decay.fork}-{'-'.join(words)}-{decay.steps}"
 
 
 def training_flops(parameters: int, tokens: int) -> int:

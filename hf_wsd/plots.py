@@ -11,8 +11,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from hf_wsd.family import Run
-from hf_wsd.plan import Length, show_tokens
-from hf_wsd.schedule import Phase
+from hf_wsd.lengths import Length, show_tokens
+from hf_wsd.segment import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

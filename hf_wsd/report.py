@@ -16,9 +16,10 @@ from rich.text import Text
 
 from hf_wsd.family import Run, read_run
 from hf_wsd.history import write_atomically
-from hf_wsd.plan import Length, show_tokens, training_flops
+from hf_wsd.lengths import Length, show_tokens
+from hf_wsd.plan import training_flops
 from hf_wsd.plots import family_figure
-from hf_wsd.schedule import Phase
+from hf_wsd.segment import Phase
 
 COLUMNS = (
     "budget (tokens seen)",

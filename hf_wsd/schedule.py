@@ -8,75 +8,16 @@ u = W; a decay of D steps up to T runs from update T - D to T - 1 and its last u
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from hf_wsd.checks import count, ratio
-from hf_wsd.errors import ForkError, ResumeError, ScheduleError, unknown
-from hf_wsd.shapes import SHAPES, WARMUP_SHAPES, find_shape
+from hf_wsd.checks import count
+from hf_wsd.errors import ForkError, ResumeError, ScheduleError
+from hf_wsd.segment import Phase, Segment
 
 SCHEMA = 1
-
-
-class Phase(StrEnum):
-    """What a stretch of updates is for."""
-
-    WARMUP = "warmup"
-    STABLE = "stable"
-    DECAY = "decay"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A stretch of updates that follows one curve.
-
-    Args:
-        phase: what the stretch is for.
-        steps: number of updates, at least 1; None is open-ended (a constant, and last in its schedule).
-        start: multiplier of the first update, in [0, 1].
-        end: multiplier that the curve tends to, in [0, 1].
-        shape: "constant", a warm-up shape in phase WARMUP, else a decay shape.
-
-    Raises:
-        ScheduleError: the numbers do not fit. ShapeError: the shape is unknown or cannot reach `end`.
-    """
-
-    phase: Phase
-    steps: int | None
-    start: float = 1.0
-    end: float = 1.0
-    shape: str = "constant"
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "phase", Phase(self.phase))
-        except ValueError:
-            raise ScheduleError(unknown("phase", self.phase, list(Phase))) from None
-        if self.steps is not None:
-            object.__setattr__(self, "steps", count("steps of a segment", self.steps, at_least=1))
-        for name in ("start", "end"):
-            ratio(f"{name} of a segment", getattr(self, name))
-        if self.shape != "constant":  # an unknown shape fails here, not when the decay starts
-            find_shape(self.shape, start=self.start, end=self.end, warmup=self.phase is Phase.WARMUP)
-        elif self.start != self.end:
-            raise ScheduleError(f"a constant segment cannot go from {self.start:g} to {self.end:g}: name a shape")
-        if self.steps is None and self.shape != "constant":
-            raise ScheduleError(f"a {self.shape} {self.phase.value} needs a number of steps: only a constant is open")
-
-    def multiplier(self, i: int) -> float:
-        """Multiplier of update i of this stretch; past its end, `end`."""
-        if self.steps is None or i >= self.steps or self.shape == "constant":
-            return self.end
-        table = WARMUP_SHAPES if self.phase is Phase.WARMUP else SHAPES
-        return table[self.shape].curve(float(i) / float(self.steps), self.start, self.end)
-
-    def __str__(self) -> str:
-        length = "open-ended" if self.steps is None else f"{self.steps} steps"
-        curve = f"at {self.end:g}" if self.shape == "constant" else f"{self.shape} {self.start:g} -> {self.end:g}"
-        return f"{self.phase.value} {curve}, {length}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +30,13 @@ class Schedule:
     [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.050000000000000044, 0.0]
     >>> schedule.phase(80).value, schedule.total_steps, schedule.checkpoint_steps()
     ('decay', 100, {80: 'pre-decay', 100: 'post-decay'})
+
+    Any line of segments is a schedule: here a stable phase, a drop, and a tail at the minimum.
+
+    >>> drop = Segment.decay(10, shape="linear", end=0.1)
+    >>> tail = Segment(phase=Phase.DECAY, steps=5, start=0.1, end=0.1)
+    >>> Schedule((Segment(phase=Phase.STABLE, steps=100), drop, tail)).total_steps
+    115
     """
 
     segments: tuple[Segment, ...]
@@ -118,6 +66,28 @@ class Schedule:
         index = self._locate(step)
         return self.segments[index].multiplier(step - self._starts[index])
 
+    def multipliers(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """Multipliers of updates `start` to `stop` - 1 (None: to the end), as `schedule(step)` gives them one by one.
+
+        Raises:
+            ScheduleError: a negative start, or no end at all.
+
+        >>> from hf_wsd.builders import wsd
+        >>> wsd(100, num_decay_steps=20, decay_type="linear").multipliers(78, 84)
+        [1.0, 1.0, 1.0, 0.95, 0.9, 0.85]
+        """
+        stop = self.total_steps if stop is None else stop
+        if stop is None:
+            raise ScheduleError("an open-ended schedule has no last update: say where to stop")
+        values: list[float] = []
+        for index in range(self._locate(start), len(self.segments)):
+            begin = self._starts[index]
+            end = self._starts[index + 1] if index + 1 < len(self.segments) else stop
+            first, last = max(start, begin), min(stop, max(end, begin))
+            if first < last:
+                values += self.segments[index].multipliers(first - begin, last - begin)
+        return values
+
     def phase(self, step: int) -> Phase:
         """Phase of update `step` (0-based); past the end, that of the last segment."""
         return self.segments[self._locate(step)].phase
@@ -134,27 +104,40 @@ class Schedule:
             yield start, None if segment.steps is None else start + segment.steps, segment
 
     def checkpoint_steps(self) -> dict[int, str]:
-        """The steps at which a checkpoint must be kept: where each decay starts and where it ends."""
+        """The steps at which a checkpoint must be kept: where each decay starts and where it ends.
+
+        A decay ends where its phase does, or where the lr rises at once (the restart of a cycle).
+        """
         marks: dict[int, str] = {}
-        previous = None
+        before: Segment | None = None
         for start, _, segment in self.spans():
-            if segment.phase is Phase.DECAY and previous is not Phase.DECAY and start > 0:
+            decayed = before is not None and before.phase is Phase.DECAY
+            if before is not None and segment.phase is Phase.DECAY and not decayed:
                 marks[start] = "pre-decay"
-            if previous is Phase.DECAY and segment.phase is not Phase.DECAY:
+            if before is not None and decayed and (segment.phase is not Phase.DECAY or segment.start > before.end):
                 marks[start] = "post-decay"
-            previous = segment.phase
-        if previous is Phase.DECAY and self.total_steps is not None:
+            before = segment
+        if before is not None and before.phase is Phase.DECAY and self.total_steps is not None:
             marks[self.total_steps] = "post-decay"
         return marks
 
-    def fork(self, at: int, *, decay_steps: int, shape: str = "1-sqrt", final: float = 0.0) -> Schedule:
+    def fork(
+        self,
+        at: int,
+        *,
+        decay_steps: int,
+        shape: str = "1-sqrt",
+        final: float | None = None,
+        params: Mapping[str, float] | None = None,
+    ) -> Schedule:
         """This schedule up to the checkpoint at step `at`, then a decay.
 
         Args:
             at: fork point; update `at` - 1 must be stable, or the last of the warm-up.
             decay_steps: updates of the decay, at least 1.
-            shape: a key of `SHAPES`.
-            final: multiplier at the end, in [0, 1].
+            shape: a key of `SHAPES`, or `pkg.module:function`.
+            final: multiplier at the end, in [0, 1]; None is the shape's own end, else 0.
+            params: parameters of the shape.
 
         Raises:
             ForkError: the fork point is in the warm-up, in a decay, or past the end.
@@ -164,10 +147,8 @@ class Schedule:
         >>> trunk.fork(80, decay_steps=20) == wsd(100, num_warmup_steps=10, num_decay_steps=20)
         True
         """
-        decay_steps = count("decay_steps", decay_steps, at_least=1)
-        at = self._fork_point(at)
-        kept = self._until(at)
-        decay = Segment(phase=Phase.DECAY, steps=decay_steps, start=kept[-1].end, end=final, shape=shape)
+        kept = self._until(self._fork_point(at))
+        decay = Segment.decay(decay_steps, shape=shape, start=kept[-1].end, end=final, params=params)
         return Schedule((*kept, decay))
 
     def _fork_point(self, at: int) -> int:
@@ -216,9 +197,34 @@ class Schedule:
         """Whether updates 0 to `until` - 1 have the same lr and phase in both."""
         return self.difference(other, until=until) is None
 
+    def first_difference(self, other: Schedule) -> int | None:
+        """The first update whose lr differs, or that only one of the two has; None if there is none.
+
+        >>> from hf_wsd.builders import wsd
+        >>> wsd(100, num_decay_steps=20).first_difference(wsd(100, num_decay_steps=10))
+        81
+        """
+        if self.difference(other) is None:
+            return None
+        borders = sorted({*self._starts, *other._starts, *(t for t in (self.total_steps, other.total_steps) if t)})
+        for start, stop in zip(borders, [*borders[1:], None], strict=True):
+            if any(one.total_steps is not None and start >= one.total_steps for one in (self, other)):
+                return start if self.total_steps != other.total_steps else None
+            a, b = (one.segments[one._locate(start)] for one in (self, other))
+            straight = a.shape == b.shape == "constant"
+            for step in [start] if straight or stop is None else range(start, stop):
+                if self(step) != other(step):
+                    return step
+        return None
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `Schedule.from_dict` gives back an equal schedule."""
-        return {"schema": SCHEMA, "segments": [asdict(s) | {"phase": s.phase.value} for s in self.segments]}
+        """A JSON-ready dictionary; `Schedule.from_dict` gives back an equal schedule.
+
+        >>> from hf_wsd.builders import wsd
+        >>> Schedule.from_dict(wsd(100).to_dict()) == wsd(100)
+        True
+        """
+        return {"schema": SCHEMA, "segments": [segment.to_dict() for segment in self.segments]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
@@ -230,11 +236,14 @@ class Schedule:
         schema = data.get("schema") if isinstance(data, dict) else data
         if schema != SCHEMA:
             raise ScheduleError(f"schedule of schema {schema!r}: this version of hf_wsd reads {SCHEMA}")
-        names = [field.name for field in fields(Segment)]
+        names = [field.name for field in fields(Segment) if field.name != "shape_params"]
         try:
-            return cls(tuple(Segment(**{name: s[name] for name in names} | s) for s in data["segments"]))
+            schedule = cls(tuple(Segment(**{name: s[name] for name in names} | s) for s in data["segments"]))
         except (KeyError, TypeError) as error:  # no field may be missing: a default would hide the damage
             raise ScheduleError(f"damaged schedule: {type(error).__name__} {error}") from error
+        if schedule.to_dict() != data:
+            raise ScheduleError(f"damaged schedule: it reads as '{schedule}', which is written in another way")
+        return schedule
 
     def __str__(self) -> str:
         return "; ".join(str(segment) for segment in self.segments)

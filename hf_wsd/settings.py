@@ -13,60 +13,27 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_wsd.builders import decay_length, wsd, wsd_s
+from hf_wsd.baselines import cyclic_cosine, multi_step
+from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.casts import CASTS, cast
 from hf_wsd.checks import count
 from hf_wsd.errors import ScheduleError, SettingsError, unknown
+from hf_wsd.lengths import Length, decay_length, to_steps
 from hf_wsd.lineage import Lineage
-from hf_wsd.plan import Length
 from hf_wsd.schedule import Schedule
 
-BUILDERS: dict[str, Callable[..., Schedule]] = {"wsd": wsd, "wsd_s": wsd_s}
-NAMES = tuple(BUILDERS)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)  # transformers turns "10" into an int and leaves "1e-3" a string
-
-
-def _whole_number(value: Any) -> int | float:
-    number = _number(value)
-    return int(number) if number.is_integer() else number
-
-
-def _list(value: Any) -> list[int | float]:
-    return [_whole_number(v) for v in (value.replace(",", " ").split() if isinstance(value, str) else value)]
-
-
-_CASTS: dict[str, Callable[[Any], Any]] = {
-    "num_decay_steps": _whole_number,
-    "num_stable_steps": _whole_number,
-    "decay_fraction": _number,
-    "min_lr_ratio": _number,
-    "cycle_ends": _list,
-    "decay_type": str,
-    "warmup_type": str,
-    "tokens_per_step": _whole_number,
+BUILDERS: dict[str, Callable[..., Schedule]] = {
+    "wsd": wsd,
+    "wsd_s": wsd_s,
+    "cyclic_cosine": cyclic_cosine,
+    "multi_step": multi_step,
 }
+NAMES = tuple(BUILDERS)
+PER_STEP = ("tokens_per_step", "samples_per_step")
+LENGTHS = ("num_decay_steps", "num_stable_steps", "num_min_steps", "num_rewarmup_steps", "cycle_ends", "milestones")
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SWITCH = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
-_KWARGS = [name for name in _CASTS if name != "tokens_per_step"]  # the settings that builders take
-
-
-def cast(name: str, value: Any) -> Any:
-    """The value of a schedule setting in its type; strings, numbers and lists are understood.
-
-    Raises:
-        SettingsError: the value cannot be read as what the setting is.
-
-    >>> cast("decay_fraction", "1e-1"), cast("cycle_ends", ["100", 200])
-    (0.1, [100, 200])
-    """
-    try:
-        return None if value is None else _CASTS[name](value)
-    except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{name}={value!r} cannot be read as a {_CASTS[name].__name__.strip('_')}") from None
+_KWARGS = [name for name in CASTS if name not in PER_STEP]  # the settings that builders take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +43,37 @@ class Settings:
     Args:
         trunk: train at the peak lr without an end date.
         budgets: lengths of the decayed models that will be wanted; their fork points are kept.
-        num_decay_steps, decay_fraction: length of the decays, as in `wsd`.
-        decay_type, min_lr_ratio, warmup_type, cycle_ends: as in `wsd` and `wsd_s`.
-        tokens_per_step: tokens of one update, where they cannot be counted from the data.
+        num_decay_steps, decay_fraction, ..., multipliers: as in the builders `wsd`, `wsd_s`, `cyclic_cosine` and
+            `multi_step`; lengths in steps, or as texts for `Length`.
+        tokens_per_step, samples_per_step: of one update over all processes, where they cannot be counted from the data.
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
     trunk: bool = False
     budgets: tuple[str, ...] = ()
-    num_decay_steps: int | None = None
+    num_decay_steps: int | str | None = None
     decay_fraction: float | None = None
     decay_type: str | None = None
+    decay_params: Mapping[str, float] | None = None
     min_lr_ratio: float | None = None
+    num_min_steps: int | str | None = None
     warmup_type: str | None = None
-    cycle_ends: tuple[int, ...] = ()
+    warmup_start: float | None = None
+    cycle_ends: tuple[int | str, ...] = ()
+    cycle_peaks: tuple[float, ...] = ()
+    num_rewarmup_steps: int | str | None = None
+    rewarmup_fraction: float | None = None
+    milestones: tuple[int | str, ...] = ()
+    milestone_fractions: tuple[float, ...] = ()
+    multipliers: tuple[float, ...] = ()
     tokens_per_step: int | None = None
+    samples_per_step: int | None = None
     branch: str | None = None
 
     def __post_init__(self) -> None:
         for budget in self.budgets:
             Length(budget)
-        if self.num_decay_steps is not None or self.decay_fraction is not None:
+        if self.decay_fraction is not None or isinstance(self.num_decay_steps, (int, float)):
             decay_length(10**9, **self.decay_kwargs())  # a trunk's decays come later, but are wrong now
         if self.trunk and self.cycle_ends:
             raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
@@ -147,7 +124,7 @@ class Settings:
         if name == "branch":
             return str(value)
         value = cast(name, value)
-        if name == "tokens_per_step":
+        if name in PER_STEP:
             count(name, value, at_least=1)
         return tuple(value) if isinstance(value, list) else value
 
@@ -155,6 +132,8 @@ class Settings:
         """The HF_WSD_* variables that `from_env` reads back."""
         texts = {}
         for name, value in self.given().items():
+            if isinstance(value, Mapping):
+                value = [f"{key}={number}" for key, number in value.items()]
             text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             texts[f"HF_WSD_{name.upper()}"] = text
         return texts
@@ -163,7 +142,9 @@ class Settings:
         """The settings that were set at all, JSON-ready."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         return {
-            name: value for name, value in values.items() if value is not None and value is not False and value != []
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False and value not in ([], {})
         }
 
     def decay_kwargs(self) -> dict[str, Any]:
@@ -178,6 +159,10 @@ class Settings:
             kwargs["num_decay_steps"] = 0
         return kwargs
 
+    def per_step(self) -> dict[str, int | None]:
+        """Tokens and samples of one update, as `Length.steps` takes them."""
+        return {"tokens_per_step": self.tokens_per_step, "samples_per_step": self.samples_per_step}
+
 
 def build_schedule(
     name: str,
@@ -190,7 +175,7 @@ def build_schedule(
     """The schedule that a name, the run's length and the settings of all sources describe.
 
     Args:
-        name: "wsd" or "wsd_s".
+        name: a key of `BUILDERS`.
         num_training_steps: updates of the run, as the Trainer counts them.
         num_warmup_steps: updates of the warm-up.
         kwargs: `lr_scheduler_kwargs`, as parsed by transformers (numbers may still be strings).
@@ -198,6 +183,11 @@ def build_schedule(
 
     Raises:
         SettingsError: an unknown or doubled name. ScheduleError: lengths that do not fit.
+
+    >>> asked = {"num_decay_steps": "200K"}
+    >>> schedule = build_schedule("wsd", num_training_steps=1000, kwargs=asked, settings=Settings(tokens_per_step=1000))
+    >>> schedule.checkpoint_steps()
+    {800: 'pre-decay', 1000: 'post-decay'}
     """
     if name not in BUILDERS:
         raise SettingsError(unknown("schedule", name, BUILDERS))
@@ -217,7 +207,13 @@ def build_schedule(
             )
     if settings.branch:
         return _branch_schedule(settings.branch, num_training_steps)
-    return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **{**ours, **given})
+    known = settings.per_step() | {"of": num_training_steps}
+    merged = {key: _in_steps(value, known) if key in LENGTHS else value for key, value in {**ours, **given}.items()}
+    return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
+
+
+def _in_steps(value: Any, known: Mapping[str, int | None]) -> Any:
+    return [to_steps(one, **known) for one in value] if isinstance(value, list) else to_steps(value, **known)
 
 
 def _branch_schedule(folder: str, num_training_steps: int | None) -> Schedule:

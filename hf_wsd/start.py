@@ -13,6 +13,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
+from hf_wsd.casts import cast
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
 from hf_wsd.errors import CheckpointError, RunError, ScheduleError, SettingsError
@@ -23,7 +24,7 @@ from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.samples import UNKNOWN, Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
-from hf_wsd.settings import NAMES, Settings, cast
+from hf_wsd.settings import NAMES, Settings
 
 logger = logging.get_logger(__name__)
 _CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
@@ -89,7 +90,8 @@ def start_run(
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
-    plan = _plan(scheduler.schedule, settings, tokens_per_step, args, state)
+    per_step: dict[str, Any] = {"tokens_per_step": tokens_per_step, "samples_per_step": _samples_per_step(args)}
+    plan = _plan(scheduler.schedule, settings, per_step, args, state)
     last_step = _last_step(scheduler.schedule, plan, args, state)
     before = _record_before(args, state)
     intent, parent = _origin(scheduler, args, state, before=before, planned=planned)
@@ -195,11 +197,15 @@ def _last_step(schedule: Schedule, plan: Plan, args: TrainingArguments, state: T
 
 
 def _plan(
-    schedule: Schedule, settings: Settings, tokens_per_step: int | None, args: TrainingArguments, state: TrainerState
+    schedule: Schedule,
+    settings: Settings,
+    per_step: dict[str, Any],
+    args: TrainingArguments,
+    state: TrainerState,
 ) -> Plan:
     """The decays that the budgets name; those of a branch are none of its own."""
     budgets = () if settings.branch else settings.budgets
-    plan = Plan.of_budgets(budgets, tokens_per_step=tokens_per_step, **settings.decay_kwargs())
+    plan = Plan.of_budgets(budgets, **per_step, **settings.decay_kwargs())
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
         if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):
@@ -218,7 +224,11 @@ def _plan(
 def _tokens_per_step(samples: Samples, args: TrainingArguments) -> int | None:
     if samples.tokens_per_sample is None:
         return None
-    return int(samples.tokens_per_sample * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return samples.tokens_per_sample * _samples_per_step(args)
+
+
+def _samples_per_step(args: TrainingArguments) -> int:
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _origin(

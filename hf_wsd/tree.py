@@ -6,7 +6,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from hf_wsd.family import Run
-from hf_wsd.plan import show_tokens
+from hf_wsd.lengths import show_tokens
 
 
 def render_tree(run: Run) -> Tree:

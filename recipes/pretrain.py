@@ -11,6 +11,10 @@ One model by itself, or the same model as a branch of the trunk (the same comman
     python recipes/pretrain.py --output_dir runs/one --budgets 3.2M
     python recipes/pretrain.py --output_dir runs/two --budgets 3.2M --resume_from_checkpoint runs/small/checkpoint-1406
 
+All of them in one line with WSD-S:
+
+    accelerate launch recipes/pretrain.py --output_dir runs/line --lr_scheduler_type wsd_s --budgets 0.4M 0.8M 1.6M 3.2M
+
 GPT-2 124M on a hub data set, 8 GPUs:
 
     accelerate launch --num_processes 8 recipes/pretrain.py --output_dir runs/gpt2 --preset 124M \
@@ -57,6 +61,7 @@ PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 20
     "124M": (12, 12, 768),
     "350M": (24, 16, 1024),
 }
+LINES = ("wsd_s", "cyclic_cosine")  # one run, a finished model at the end of every cycle
 METRIC = Path(hf_wsd.__file__).parent / "metrics" / "bits_per_byte"
 
 logger = logging.getLogger(__name__)
@@ -89,7 +94,9 @@ class FamilyArguments:
 class PretrainingArguments(TrainingArguments):
     """TrainingArguments with pretraining's defaults."""
 
-    lr_scheduler_type: str = field(default="wsd", metadata={"help": "wsd, wsd_s, or a name of transformers."})
+    lr_scheduler_type: str = field(
+        default="wsd", metadata={"help": "wsd, wsd_s, cyclic_cosine, multi_step, or any of transformers."}
+    )
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak lr; the default suits the small presets."})
     warmup_steps: float = field(default=50, metadata={"help": "Steps of the warm-up."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay."})
@@ -128,15 +135,30 @@ def new_model(args: ModelArguments, vocab_size: int, block_size: int, eos_token_
     return AutoModelForCausalLM.from_config(config)
 
 
-def set_length(family: FamilyArguments, args: TrainingArguments, tokens_per_step: int) -> None:
-    """Turn the budgets into max_steps: the end of the one model, or of the trunk."""
-    if Settings.from_env().branch or not family.budgets:  # a branch's length is in its record
+def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]) -> None:
+    """Hand the family's arguments to the schedule: a line of cycles ends one at every budget."""
+    settings = vars(family) | per_step  # a stream cannot be asked for a sample's length
+    if kind in LINES:
+        settings["cycle_ends"] = settings.pop("budgets")
+    elif kind not in ("wsd", *LINES):  # another baseline takes its length from the budget, and nothing else
+        settings = {name: settings[name] for name in ("trunk", "decay_fraction", "decay_type")}
+    hf_wsd.register(**{name: value for name, value in settings.items() if value})
+
+
+def set_length(family: FamilyArguments, args: TrainingArguments, per_step: dict[str, int]) -> None:
+    """Turn the budgets into max_steps: the end of the one model, of the line of cycles, or of the trunk."""
+    settings = Settings.from_env()
+    if settings.branch or not family.budgets:  # a branch's length is in its record
         return
-    if len(family.budgets) > 1 and not family.trunk:
-        raise SettingsError(f"{len(family.budgets)} budgets need --trunk, then `hf-wsd decay {args.output_dir}`")
-    plan = Plan.of_budgets(family.budgets, tokens_per_step=tokens_per_step, decay_fraction=family.decay_fraction)
+    line = args.lr_scheduler_type in LINES
+    if len(family.budgets) > 1 and not family.trunk and not line:
+        raise SettingsError(
+            f"{len(family.budgets)} budgets need --trunk, then `hf-wsd decay {args.output_dir}`; or in one line of "
+            "cycles, --lr_scheduler_type wsd_s"
+        )
+    plan = Plan.of_budgets(family.budgets, **per_step, **({} if line else settings.decay_kwargs()))
     if args.max_steps <= 0:
-        args.max_steps = plan.trunk_steps if family.trunk else plan.decays[0].end
+        args.max_steps = plan.trunk_steps if family.trunk else plan.decays[-1].end
 
 
 def per_block(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -175,15 +197,12 @@ def main() -> None:
     hf_wsd.register()  # before the arguments are parsed: they name our schedules
     parser = HfArgumentParser((ModelArguments, DataArguments, FamilyArguments, PretrainingArguments))
     model_args, data_args, family, args = parser.parse_args_into_dataclasses()
-    samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    tokens_per_step = samples_per_step * data_args.block_size
-    settings = vars(family) | {"tokens_per_step": tokens_per_step}  # a stream cannot be asked for a sample's length
-    if args.lr_scheduler_type not in NAMES:  # a baseline takes its length from the budget, and nothing else
-        settings = {name: settings[name] for name in ("trunk", "decay_fraction", "decay_type")}
-    hf_wsd.register(**{name: value for name, value in settings.items() if value})
+    samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step = {"tokens_per_step": samples * data_args.block_size, "samples_per_step": samples}
+    register_family(family, args.lr_scheduler_type, per_step)
     set_seed(args.seed)
 
-    set_length(family, args, tokens_per_step)
+    set_length(family, args, per_step)
     checkpoint = resume_point(args)
     if checkpoint and checkpoint.endswith(f"-{args.max_steps}"):
         return logger.warning("%s is finished: nothing is left to train", checkpoint)
