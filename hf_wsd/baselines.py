@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hf_wsd.checks import count, fraction, ratio
-from hf_wsd.cycles import cycle, cycles, read_cycle_ends, rewarmup_length, stable_segment, warmup_segment
+from hf_wsd.cycles import cycle, cycles, read_cycle_ends, read_list, rewarmup_length, stable_segment, warmup_segment
 from hf_wsd.errors import ScheduleError
 from hf_wsd.lengths import nearest
 from hf_wsd.schedule import Schedule
@@ -73,17 +73,19 @@ def cyclic_cosine(
     >>> cyclic_cosine(cycle_ends=[100, 200]).multipliers(99, 101)
     [0.0002467198171342, 1.0]
     """
+    ends = read_cycle_ends(num_training_steps, cycle_ends)
     minimum, begin = ratio("min_lr_ratio", min_lr_ratio), warmup_start
     rest = count("num_min_steps", num_min_steps)
+    rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
-    for i, (start, end, peak) in enumerate(cycles(read_cycle_ends(num_training_steps, cycle_ends), cycle_peaks)):
+    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks)):
         climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
         warmup = warmup_segment(climb, start=begin, end=peak, shape="linear")
         steps = end - start - climb - rest
         if steps < 1:
             raise ScheduleError(
-                f"a warm-up of {climb} steps leaves nothing of a run of {end - start}"
-                + (f" with {rest} steps at the minimum" if rest else "")
+                f"a warm-up of {climb} steps leaves nothing of {'a run' if len(ends) == 1 else 'the cycle'} of "
+                f"{end - start}" + (f" with {rest} steps at the minimum" if rest else "")
             )
         decay = Segment.decay(steps, shape="cosine", start=peak, end=minimum)
         segments += cycle(end - start, what="the run", warmup=warmup, peak=peak, decay=decay, rest=rest)
@@ -117,11 +119,12 @@ def multi_step(
     total = count("num_training_steps", num_training_steps, at_least=1)
     if milestones is not None and milestone_fractions is not None:
         raise ScheduleError(f"give milestones ({milestones}) or milestone_fractions ({milestone_fractions}), not both")
+    warmup = warmup_segment(num_warmup_steps, start=0.0, shape="linear")
     if milestones is None:
-        parts = (0.8, 0.9) if milestone_fractions is None else milestone_fractions
+        parts = (0.8, 0.9) if milestone_fractions is None else read_list("milestone_fractions", milestone_fractions)
         milestones = [nearest(fraction("a milestone fraction", part) * total) for part in parts]
-    steps = [count("a milestone", step, at_least=1) for step in milestones]
-    levels = [1.0, *(ratio("a multiplier", level) for level in multipliers)]
+    steps = [count("a milestone", step, at_least=1) for step in read_list("milestones", milestones)]
+    levels = [1.0, *(ratio("a multiplier", level) for level in read_list("multipliers", multipliers))]
     borders = [num_warmup_steps, *steps, total]
     if len(levels) != len(steps) + 1 or not steps:
         raise ScheduleError(f"{len(steps)} milestones need as many multipliers, not {len(levels) - 1}")
@@ -132,7 +135,7 @@ def multi_step(
     if any(after > before for before, after in pairwise(levels)):
         raise ScheduleError(f"multipliers fall from the peak on, not as {list(multipliers)}")
     segments = [
-        *warmup_segment(num_warmup_steps, start=0.0, shape="linear"),
+        *warmup,
         *stable_segment(steps[0] - num_warmup_steps),
     ]
     for (begin, end), level in zip(pairwise(borders[1:]), levels[1:], strict=True):

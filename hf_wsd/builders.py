@@ -7,11 +7,11 @@ from typing import Any
 
 from hf_wsd.checks import count, ratio
 from hf_wsd.cycles import cycle, cycles, read_cycle_ends, rewarmup_length, stable_segment, warmup_segment
-from hf_wsd.errors import ScheduleError
+from hf_wsd.errors import ScheduleError, ShapeError
 from hf_wsd.lengths import decay_length
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Segment
-from hf_wsd.shapes import find_shape
+from hf_wsd.shape_lookup import find_shape
 
 
 def wsd(
@@ -54,11 +54,13 @@ def wsd(
     warmup = warmup_segment(num_warmup_steps, start=begin, shape=warmup_type)
     rest = count("num_min_steps", num_min_steps)
     fall: dict[str, Any] = {"shape": decay_type, "end": minimum, "params": decay_params}
-    Segment.decay(1, **fall)  # a trunk's decays come later, but a bad shape is refused now
     if num_decay_steps is not None and count("num_decay_steps", num_decay_steps) == 0 and decay_fraction is None:
         if num_stable_steps is not None or rest:
             asked = f"num_min_steps={rest}" if rest else f"num_stable_steps={num_stable_steps}"
             raise ScheduleError(f"a trunk (num_decay_steps 0) has no end: leave out {asked}")
+        if find_shape(decay_type).own_end is not None and minimum is not None:
+            raise ShapeError(f"the {decay_type} shape ends by itself: leave min_lr_ratio={minimum} out")
+        Segment.decay(10**6, **fall)  # a trunk's decays come later, but a bad shape is refused now
         return Schedule((*warmup, *stable_segment(None)))
     if num_training_steps is None:
         raise ScheduleError("num_training_steps is needed, unless num_decay_steps is 0 (a trunk)")
@@ -119,6 +121,7 @@ def wsd_s(
     minimum = None if min_lr_ratio is None else ratio("min_lr_ratio", min_lr_ratio)
     rest = count("num_min_steps", num_min_steps)
     begin = minimum or 0.0 if warmup_start is None else warmup_start
+    rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
     for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks)):
         steps = decay_length(end - start, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)

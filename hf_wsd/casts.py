@@ -78,6 +78,6 @@ def cast(name: str, value: Any) -> Any:
     """
     try:
         return None if value is None else CASTS[name](value)
-    except (TypeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         kind = CASTS[name].__name__.strip("_").replace("_", " ")
         raise SettingsError(f"{name}={value!r} cannot be read as {kind}") from None

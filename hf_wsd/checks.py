@@ -22,6 +22,10 @@ def count(name: str, value: Any, *, at_least: int = 0) -> int:
     Traceback (most recent call last):
         ...
     hf_wsd.errors.ScheduleError: num_decay_steps is a number of steps, not 0.2: a fraction is written decay_fraction=0.2
+    >>> count("num_decay_steps", 20.5)
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.ScheduleError: num_decay_steps is a number of steps, not 20.5
     """
     try:
         if isinstance(value, bool):

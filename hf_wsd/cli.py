@@ -52,22 +52,14 @@ def decay(
     """
     from hf_wsd.casts import cast
     from hf_wsd.family import read_run
-    from hf_wsd.forking import fork, plan_decays
+    from hf_wsd.forking import fork_all, plan_decays
     from hf_wsd.running import branch_command, run_branches, show_command
 
     trunk = read_run(run)
-    settings = trunk.latest.settings
     steps = cast("num_decay_steps", decay_steps)  # read as a number, so that a fraction gets its own message
     plan = plan_decays(trunk, budgets=budgets or (), at=at or (), num_decay_steps=steps, decay_fraction=decay_fraction)
-    if name is not None and len(plan.decays) > 1:
-        raise WSDError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
-    shape: dict[str, Any] = {
-        "decay_type": decay_type or settings.get("decay_type") or "1-sqrt",
-        "decay_params": cast("decay_params", decay_params) or (None if decay_type else settings.get("decay_params")),
-        "final": settings.get("min_lr_ratio") if min_lr_ratio is None else min_lr_ratio,
-    }
-    asked = (fork(trunk, one, **shape, name=name) for one in plan.decays)
-    branches = list({branch.folder: branch for branch in asked}.values())  # 2M and its number of steps are one branch
+    shape = {"decay_type": decay_type, "decay_params": cast("decay_params", decay_params), "min_lr_ratio": min_lr_ratio}
+    branches = fork_all(trunk, plan, **shape, name=name)
     for branch in branches:
         talk.print(str(branch) + (" (finished)" if branch.finished else ""))
         for problem in branch.damage:
@@ -178,6 +170,7 @@ def spread(argv: Sequence[str]) -> list[str]:
 def main() -> None:
     """The console script: errors of ours are one message, Ctrl-C says how to go on."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running branches are ended too
+    sys.path.append(os.getcwd())  # for shapes of the user's own, my_module:my_shape
     try:
         app(spread(sys.argv[1:]))
     except WSDError as error:

@@ -22,9 +22,7 @@ _BLANK = "hf_***"  # *** alone would be an alias in YAML
 _WORD = re.compile(r"""([\w.-]+)(\\?["']?\s*[:=])?""")  # with what makes it a key
 _YAML_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
 _YAML_PAIR = re.compile(rf"((?:- +)*)({_YAML_QUOTED}|[^\s\"'#[\]{{}},&*!|>%@`?][^#]*?)\s*:(?:\s+(.*))?$")
-_YAML_SCALAR = re.compile(
-    rf"(?:(?:{_YAML_QUOTED})\s*(?:#.*)?|[^\s\"'[\]{{}},&*!|>%@`?].*)?"
-)  # one that ends on its line
+_YAML_SCALAR = re.compile(rf"(?:(?:{_YAML_QUOTED})\s*(?:#.*)?|[^\s\"'[\]{{}},&*!|>%@`?].*)?")
 _YAML_ANCHOR = re.compile(r"(?:^|[\s[{,])[&*]\w", re.MULTILINE)
 _LARGEST_ARGUMENT_FILE = 64 * 1024  # bytes
 

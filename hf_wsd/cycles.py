@@ -10,7 +10,7 @@ from hf_wsd.checks import count, fraction, ratio
 from hf_wsd.errors import ScheduleError
 from hf_wsd.lengths import nearest
 from hf_wsd.segment import Phase, Segment
-from hf_wsd.shapes import find_shape
+from hf_wsd.shape_lookup import find_shape
 
 
 def warmup_segment(steps: int, *, start: float, shape: str, end: float = 1.0) -> tuple[Segment, ...]:
@@ -98,7 +98,8 @@ def cycles(ends: list[int], peaks: Sequence[float] | None) -> list[tuple[int, in
     """
     if peaks is None:
         peaks = [1.0] * len(ends)
-    if isinstance(peaks, (str, int, float)) or len(peaks) != len(ends):
+    peaks = read_list("cycle_peaks", peaks)
+    if len(peaks) != len(ends):
         raise ScheduleError(f"cycle_peaks has a multiplier for each of the {len(ends)} cycles, not {peaks!r}")
     for peak in peaks:
         if ratio("a multiplier of cycle_peaks", peak) == 0:
@@ -106,17 +107,37 @@ def cycles(ends: list[int], peaks: Sequence[float] | None) -> list[tuple[int, in
     return list(zip([0, *ends[:-1]], ends, map(float, peaks), strict=True))
 
 
+def read_list(name: str, values: Any) -> list[Any]:
+    """Several values as a list.
+
+    Raises:
+        ScheduleError: it is a single value.
+
+    >>> read_list("milestones", (80, 90))
+    [80, 90]
+    """
+    if not isinstance(values, (str, bytes)):
+        try:
+            return list(values)
+        except TypeError:
+            pass
+    raise ScheduleError(f"{name} is a list of numbers, not {values!r}")
+
+
 def rewarmup_length(length: int, steps: int | None, part: float | None) -> int:
     """Updates in which a cycle of `length` steps climbs back to its peak: `steps`, or a part of the cycle.
 
     Raises:
-        ScheduleError: both are given.
+        ScheduleError: both are given, or the part rounds to no step.
 
     >>> rewarmup_length(200, None, 0.05), rewarmup_length(200, 7, None), rewarmup_length(200, None, None)
     (10, 7, 0)
     """
     if steps is not None and part is not None:
         raise ScheduleError(f"give num_rewarmup_steps ({steps}) or rewarmup_fraction ({part}), not both")
-    if part is not None:
-        return nearest(fraction("rewarmup_fraction", part) * length)
-    return count("num_rewarmup_steps", 0 if steps is None else steps)
+    if part is None:
+        return count("num_rewarmup_steps", 0 if steps is None else steps)
+    climb = nearest(fraction("rewarmup_fraction", part) * length)
+    if climb == 0:
+        raise ScheduleError(f"a re-warm-up of {part:g} of {length} steps is no step: give num_rewarmup_steps")
+    return climb

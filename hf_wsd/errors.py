@@ -4,6 +4,7 @@
 
     WSDError (ValueError)
     ├── ShapeError        an unknown shape, or one that the given end points do not allow
+    │   └── ShapeImportError  a shape of the user's own that cannot be imported here
     ├── ScheduleError     lengths, fractions or phases that do not fit together
     │   └── ForkError     a branch that cannot leave the trunk where it was asked to
     ├── SettingsError     an unknown, doubled or unreadable setting (kwargs, flags, HF_WSD_* variables)
@@ -28,6 +29,10 @@ class WSDError(ValueError):
 
 class ShapeError(WSDError):
     """An unknown shape, or end points that the shape does not allow."""
+
+
+class ShapeImportError(ShapeError):
+    """A shape of the user's own that cannot be imported here."""
 
 
 class ScheduleError(WSDError):

@@ -106,6 +106,34 @@ def fork(
     return _continue(Branch(folder=folder, record=planned, checkpoint=parent))
 
 
+def fork_all(
+    run: Run,
+    plan: Plan,
+    *,
+    decay_type: str | None = None,
+    decay_params: Mapping[str, float] | None = None,
+    min_lr_ratio: float | None = None,
+    name: str | None = None,
+) -> list[Branch]:
+    """The branches of a plan; shape and minimum are those that the trunk was started with, where nothing is said.
+
+    Raises:
+        RunError: one name for several branches. WSDError: as in `fork`.
+    """
+    if name is not None and len(plan.decays) > 1:
+        raise RunError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
+    settings = run.latest.settings
+    if decay_type is None:  # parameters belong to their shape
+        decay_type, decay_params = settings.get("decay_type"), decay_params or settings.get("decay_params")
+    shape: dict[str, Any] = {
+        "decay_type": decay_type or "1-sqrt",
+        "decay_params": decay_params,
+        "final": settings.get("min_lr_ratio") if min_lr_ratio is None else min_lr_ratio,
+    }
+    branches = (fork(run, decay, **shape, name=name) for decay in plan.decays)
+    return list({branch.folder: branch for branch in branches}.values())  # 2M and its number of steps are one branch
+
+
 def _continue(branch: Branch) -> Branch:
     """The branch where its folder has left it: new, begun or finished."""
     if not (branch.folder / RECORD).exists():

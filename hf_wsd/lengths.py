@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,9 @@ from hf_wsd.errors import ScheduleError
 
 DEFAULT_DECAY_FRACTION = 0.1
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)(steps|tokens|samples)?|(\d{1,18}(?:\.\d{1,18})?)%", re.I)
+_LENGTH = re.compile(
+    r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)(steps|tokens|samples)?|(\d{1,18}(?:\.\d{1,18})?)%", re.I | re.A
+)
 _HOW = "write tokens as 400K, 2M or 1.5B, steps as a whole number, samples as 640samples, a part of the whole as 10%"
 
 
@@ -30,12 +33,12 @@ def is_length(text: Any) -> bool:
 
 
 def _read(match: re.Match[str]) -> tuple[float, str]:
-    """Number and kind: whole numbers stay exact, however large."""
+    """Number and kind: decimals are exact, and whole numbers stay whole, however large."""
     if match[4]:
-        return float(match[4]) / 100, "part"
-    whole = "." not in match[1]
-    number = int(match[1]) * UNITS[match[2].upper()] if whole else float(match[1]) * UNITS[match[2].upper()]
-    return number, (match[3] or ("tokens" if match[2] else "steps")).lower()
+        return float(Fraction(match[4]) / 100), "part"
+    number = Fraction(match[1]) * UNITS[match[2].upper()]
+    kind = (match[3] or ("tokens" if match[2] else "steps")).lower()
+    return int(number) if number.denominator == 1 else float(number), kind
 
 
 def nearest(steps: float) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hf_wsd.checks import has_type
-from hf_wsd.errors import RecordError, WSDError
+from hf_wsd.errors import RecordError, ShapeImportError, WSDError
 from hf_wsd.history import write_atomically
 from hf_wsd.schedule import Schedule
 
@@ -166,7 +166,7 @@ class Lineage:
             if fields.get("command"):
                 fields["command"] = Command(**fields["command"] | {"argv": _as_tuple(fields["command"]["argv"])})
             return cls(**fields)
-        except RecordError:
+        except (RecordError, ShapeImportError):
             raise
         except (KeyError, TypeError, WSDError) as error:
             raise RecordError(f"damaged record: {error}") from error
@@ -190,6 +190,8 @@ class Lineage:
                 f"no record at {file}: was this checkpoint saved with a wsd schedule? If so, resume the run from it "
                 "once and the record is written again"
             ) from None
+        except ShapeImportError as error:
+            raise ShapeImportError(f"{file} names a shape of yours: {error}") from error
         except (ValueError, OSError) as error:
             raise RecordError(
                 f"{file} cannot be read ({error}). Delete it and resume the run from this checkpoint once: the record "

@@ -36,6 +36,29 @@ class Decay:
         return self.end - self.fork
 
 
+def read_budgets(
+    budgets: Sequence[str | Length], *, of: str | None = None, **per_step: int | None
+) -> tuple[dict[int, Length], int | None]:
+    """Budgets by the step at which their models end, shortest first; and the steps of the whole.
+
+    Args:
+        budgets: lengths; of two with the same end the first counts.
+        of: the whole of which "30%" is a part; None is the longest budget.
+        per_step: tokens_per_step and samples_per_step, as in `Length.steps`.
+
+    Raises:
+        ScheduleError: a length that cannot be read, or not be turned into steps.
+
+    >>> read_budgets(["2K", "50%", "1000"], tokens_per_step=1)
+    ({1000: Length(text='50%'), 2000: Length(text='2K')}, 2000)
+    """
+    lengths = [Length(str(budget)) for budget in budgets]
+    longest = max((length.steps(**per_step) for length in lengths if length.kind != "part"), default=None)
+    whole = to_steps(of, **per_step) or longest
+    ends = {length.steps(**per_step, of=whole): length for length in reversed(lengths)}
+    return dict(sorted(ends.items())), whole
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A trunk with its decays, shortest first, and the cost of both.
@@ -80,11 +103,10 @@ class Plan:
         [(100, 200), (900, 1000)]
         """
         known = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
-        whole = to_steps(of, **known)
-        ends = {length: length.steps(**known, of=whole) for length in (Length(str(budget)) for budget in budgets)}
-        decay_steps = to_steps(num_decay_steps, **known, of=whole or max(ends.values(), default=None))
+        ends, whole = read_budgets(budgets, of=of, **known)
+        decay_steps = to_steps(num_decay_steps, **known, of=whole)
         decays = []
-        for length, end in ends.items():
+        for end, length in ends.items():
             steps = decay_length(end, num_decay_steps=decay_steps, decay_fraction=decay_fraction)
             decays.append(Decay(fork=end - steps, end=end, requested=length))
         return cls(decays=tuple(sorted(decays, key=lambda d: d.end)), tokens_per_step=tokens_per_step)

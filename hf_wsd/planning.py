@@ -49,8 +49,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Say what a family will take before it is trained; or show a schedule, or two side by side."""
-    if schedules and budgets:
-        raise SettingsError("show a SCHEDULE, or plan --budgets: one of the two")
+    if schedules and (budgets or commands):
+        raise SettingsError("show a SCHEDULE, or plan --budgets (and print --commands): one of the two")
+    if every and not schedules:
+        raise SettingsError("--every is for showing a SCHEDULE: leave it out")
     if schedules:
         return show_schedules(schedules, every=every, plot=plot, as_json=as_json)
     decay = {"decay_fraction": decay_fraction, "num_decay_steps": decay_steps, "min_lr_ratio": min_lr_ratio}
@@ -63,7 +65,8 @@ def plan(
 
         _save(plan_figure(preview), plot)
     if commands:
-        flag = f"--tokens-per-step {preview.plan.tokens_per_step}" if tokens_per_step else ""
+        asked = {"--tokens-per-step": tokens_per_step, "--samples-per-step": samples_per_step}
+        flag = " ".join(f"{name} {_number(name, size)}" for name, size in asked.items() if size)
         print("\n".join(preview.commands(output_dir, script=script, launcher=launcher, per_step=flag)))
     else:
         print(json.dumps(preview.to_dict(), indent=1) if as_json else preview_text(preview))
@@ -75,7 +78,7 @@ def read_preview(method: str, budgets: list[str], *, of: str | None, warmup: str
     Raises:
         WSDError: as in `Preview.make`.
 
-    >>> read_preview("wsd", ["1B", "2B"], of=None, warmup="10M", tokens_per_step="1M").plan.trunk_steps
+    >>> read_preview("wsd", ["1B", "2B"], of=None, warmup="10M", tokens_per_step="1M").legs[0].end
     1800
     """
     numbers = {name: _number(name, typed.pop(name, None)) for name in ("tokens_per_step", "samples_per_step")}
@@ -95,7 +98,8 @@ def _number(name: str, text: str | None) -> int | None:
         if length.kind not in ("tokens", "steps"):
             raise ValueError
     except ValueError:
-        raise SettingsError(f"{name.replace('_', '-')} is a number such as 512, 400K or 124M, not {text!r}") from None
+        name = {"parameters": "model-size", "tokens_per_second": "throughput"}.get(name, name).replace("_", "-")
+        raise SettingsError(f"{name} is a number such as 512, 400K or 124M, not {text!r}") from None
     return length.steps(tokens_per_step=1)
 
 
@@ -109,17 +113,18 @@ def show_schedules(sources: list[str], *, every: int | None, plot: Path | None, 
         raise SettingsError(f"one schedule, or two to compare, not {len(sources)}")
     found = [read_schedule(source) for source in sources]
     schedules = [schedule for schedule, _ in found]
+    stop = max((last for _, last in found if last is not None), default=None)
     if plot:
         from hf_wsd.schedule_plots import schedules_figure
 
-        _save(schedules_figure(dict(zip(_names(sources), schedules, strict=True))), plot)
+        _save(schedules_figure(dict(zip(_names(sources), schedules, strict=True)), stop=stop), plot)
     if as_json:
         difference = {"first_differing_step": schedules[0].first_difference(schedules[1])} if len(found) == 2 else {}
         print(json.dumps({"schedules": [_as_json(s, stop, every) for s, stop in found], **difference}, indent=1))
     elif len(found) == 2:
-        print(side_by_side(*schedules, names=_names(sources), every=every))
+        print(side_by_side(*schedules, names=_names(sources), stop=stop, every=every))
     else:
-        print(schedule_text(schedules[0], stop=found[0][1], every=every))
+        print(schedule_text(schedules[0], stop=stop, every=every))
 
 
 def _names(sources: list[str]) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_wsd.baselines import constant, cosine, cyclic_cosine
-from hf_wsd.builders import wsd_s
+from hf_wsd.baselines import cosine, cyclic_cosine
+from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.errors import ScheduleError, SettingsError, unknown
 from hf_wsd.lengths import to_steps
-from hf_wsd.plan import Plan, branch_name, training_flops
+from hf_wsd.plan import Plan, branch_name, read_budgets, training_flops
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase
 
@@ -23,7 +23,7 @@ BYTES_PER_PARAMETER = 12  # fp32 weights and AdamW's two moments, as Trainer sav
 class Leg:
     """One run: from the checkpoint at step `start` (0: from the beginning) to step `end` on its schedule.
 
-    >>> Leg(name="trunk", schedule=constant(), start=0, end=900).steps
+    >>> Leg(name="trunk", schedule=wsd(num_decay_steps=0), start=0, end=900).steps
     900
     """
 
@@ -39,10 +39,23 @@ class Leg:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Model:
+    """A finished model: its budget as asked for, the step from which its lr falls for the last time, and its end.
+
+    >>> Model(budget="10%", decay_from=900, end=1000).end
+    1000
+    """
+
+    budget: str
+    decay_from: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """A checkpoint that must outlive the run: which run saves it, after how many updates, and what for.
 
-    >>> Kept(run="trunk", step=900, why="1000 decays from here").path("RUN")
+    >>> Kept(run="trunk", step=900, why="fork point of 1B").path("RUN")
     'RUN/checkpoint-900'
     """
 
@@ -63,18 +76,20 @@ class Preview:
     Args:
         method: "wsd" (a trunk and its branches), "wsd_s" (one line), "cosine" (separate runs) or "cyclic_cosine".
         legs: the runs, in the order in which they are started.
-        plan: the budgets in steps; forks are those of `wsd`.
+        models: one per budget, shortest first.
         num_warmup_steps: updates of the warm-up.
         settings: decay length, shape and minimum, as asked.
+        tokens_per_step: tokens of one update over all GPUs.
         parameters: of the model, for FLOPs and disk.
         tokens_per_second: throughput of one GPU, for GPU-hours.
     """
 
     method: str
     legs: tuple[Leg, ...]
-    plan: Plan
+    models: tuple[Model, ...]
     num_warmup_steps: int = 0
     settings: Mapping[str, Any]
+    tokens_per_step: int | None = None
     parameters: int | None = None
     tokens_per_second: float | None = None
 
@@ -116,22 +131,21 @@ class Preview:
             raise SettingsError(f"{', '.join(extra)} say nothing about {method}: its decay is the whole run")
         if not budgets:
             raise ScheduleError("no budgets: give the lengths of the models that you want, such as 1B 2B 4B")
-        lengths = dict(lengths or {})
-        plan = Plan.of_budgets(budgets, **lengths)
+        known = dict(lengths or {})
+        ends, whole = read_budgets(budgets, **known)
+        per_step = {name: size for name, size in known.items() if name != "of"}
         if "num_decay_steps" in decay:
-            known = {name: size for name, size in lengths.items() if name != "of"}
-            whole = to_steps(lengths.get("of"), **known) or plan.decays[-1].end
-            decay["num_decay_steps"] = to_steps(decay["num_decay_steps"], **known, of=whole)
-        if method == "wsd":
-            length = {name: decay[name] for name in ("num_decay_steps", "decay_fraction") if name in decay}
-            plan = Plan.of_budgets(budgets, **lengths, **length)
-        legs = {"wsd": _trunk_and_branches, "wsd_s": _line, "cosine": _separate, "cyclic_cosine": _cycles}[method]
+            decay["num_decay_steps"] = to_steps(decay["num_decay_steps"], **per_step, of=whole)
+        make_legs = {"wsd": _trunk_and_branches, "wsd_s": _line, "cosine": _separate, "cyclic_cosine": _cycles}[method]
+        legs = tuple(make_legs(list(ends), num_warmup_steps, decay))
+        models = (Model(budget=str(asked), decay_from=_decay_start(legs, end), end=end) for end, asked in ends.items())
         return cls(
             method=method,
-            legs=tuple(legs(plan, num_warmup_steps, decay)),
-            plan=plan,
+            legs=legs,
+            models=tuple(models),
             num_warmup_steps=num_warmup_steps,
             settings=decay,
+            tokens_per_step=per_step.get("tokens_per_step"),
             parameters=parameters,
             tokens_per_second=tokens_per_second,
         )
@@ -144,12 +158,12 @@ class Preview:
     @property
     def separate_steps(self) -> int:
         """Updates of one separate run per budget."""
-        return sum({decay.end for decay in self.plan.decays})
+        return sum(model.end for model in self.models)
 
     @property
     def part_of_longest(self) -> float:
         """Updates of all runs over those of the longest model alone: 2.6 is the 260 % of separate runs."""
-        return self.steps / max(decay.end for decay in self.plan.decays)
+        return self.steps / self.models[-1].end
 
     @property
     def saving(self) -> float:
@@ -159,7 +173,10 @@ class Preview:
     def kept(self) -> Iterator[Kept]:
         """The named list of checkpoints to keep, run by run: fork points, starts and ends of decays."""
         for leg in self.legs:
-            names = {d.fork: f"{d.requested} decays from here" for d in self.plan.decays} if leg.name == "trunk" else {}
+            names: dict[int, str] = {}
+            for model in self.models if leg.name == "trunk" else ():
+                others = names.get(model.decay_from)
+                names[model.decay_from] = f"{others}, {model.budget}" if others else f"fork point of {model.budget}"
             marks = {
                 step: kind for step, kind in leg.schedule.checkpoint_steps().items() if leg.start < step <= leg.end
             }
@@ -170,7 +187,7 @@ class Preview:
 
     def tokens(self, steps: int) -> int | None:
         """Tokens of that many updates, or None where the tokens of a step are not known."""
-        return self.plan.tokens(steps)
+        return None if self.tokens_per_step is None else steps * self.tokens_per_step
 
     def costs(self, steps: int) -> dict[str, float | None]:
         """Tokens, FLOPs (6 N D) and GPU-hours of that many updates; None where a number is missing."""
@@ -190,10 +207,7 @@ class Preview:
             {"run": leg.name, "start": leg.start, "end": leg.end, "schedule": leg.schedule.to_dict()}
             for leg in self.legs
         ]
-        models = [
-            {"budget": str(decay.requested), "end": decay.end, "tokens": self.tokens(decay.end), "decay_from": fork}
-            for decay, fork in zip(self.plan.decays, self.decay_starts(), strict=True)
-        ]
+        models = [asdict(model) | {"tokens": self.tokens(model.end)} for model in self.models]
         return {
             "method": self.method,
             "models": models,
@@ -207,15 +221,6 @@ class Preview:
             "formulas": {"flops": "6 N D", "disk": f"{BYTES_PER_PARAMETER} bytes a parameter and checkpoint"},
         }
 
-    def decay_starts(self) -> list[int]:
-        """For each budget the step from which its model's lr falls for the last time."""
-        starts = []
-        for decay in self.plan.decays:
-            leg = next(leg for leg in self.legs if leg.start < decay.end <= leg.end and leg.name != "trunk")
-            spans = [s for s, _, segment in leg.schedule.spans() if segment.phase is Phase.DECAY and s < decay.end]
-            starts.append(spans[-1])
-        return starts
-
     def commands(self, output_dir: str, *, script: str, launcher: str, per_step: str = "") -> list[str]:
         """The shell commands that make the models.
 
@@ -227,7 +232,8 @@ class Preview:
         """
         ours = [f"--{name.replace('_', '-')} {_words(value)}" for name, value in self.settings.items()]
         warmup = f"--warmup_steps {self.num_warmup_steps}"
-        budgets = [_asked(str(d.requested), d.end) for d in self.plan.decays]
+        # a part of what, the launcher could not know
+        budgets = [str(model.end) if model.budget.endswith("%") else model.budget for model in self.models]
         if self.method == "cosine":
             ratio = self.settings.get("min_lr_ratio")
             kind = "cosine" if not ratio else f"cosine_with_min_lr --lr_scheduler_kwargs '{{\"min_lr_rate\": {ratio}}}'"
@@ -236,7 +242,11 @@ class Preview:
                 f"--output_dir {shlex.quote(f'{output_dir}-{leg.end}')}"
                 for leg in self.legs
             ]
-        asked = ["--trunk", "--budgets", *budgets] if self.method == "wsd" else ["--cycle-ends", *self._ends()]
+        asked = (
+            ["--trunk", "--budgets", *budgets]
+            if self.method == "wsd"
+            else ["--cycle-ends", *(str(model.end) for model in self.models)]
+        )
         flags = " ".join([*asked, *ours, *([per_step] if per_step else [])])
         train = (
             f"{launcher} -m hf_wsd {flags} {script} --lr_scheduler_type {self.method} {warmup} "
@@ -244,39 +254,39 @@ class Preview:
         )
         return [train, f"hf-wsd decay {shlex.quote(output_dir)}"] if self.method == "wsd" else [train]
 
-    def _ends(self) -> list[str]:
-        return [str(decay.end) for decay in self.plan.decays]
-
-
-def _asked(text: str, end: int) -> str:
-    return str(end) if text.endswith("%") else text  # a part of what, the launcher could not know
-
 
 def _words(value: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else shlex.quote(str(value))
 
 
-def _trunk_and_branches(plan: Plan, warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    trunk = constant(num_warmup_steps=warmup)
-    shape, params, final = (decay.get(name) for name in ("decay_type", "decay_params", "min_lr_ratio"))
+def _decay_start(legs: tuple[Leg, ...], end: int) -> int:
+    leg = next(leg for leg in legs if leg.start < end <= leg.end and leg.name != "trunk")
+    return [start for start, _, one in leg.schedule.spans() if one.phase is Phase.DECAY and start < end][-1]
+
+
+def _trunk_and_branches(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
+    length = {name: decay[name] for name in ("num_decay_steps", "decay_fraction") if name in decay}
+    shape = {name: value for name, value in decay.items() if name not in length}
+    plan = Plan.of_budgets([str(end) for end in ends], **length)
+    trunk = wsd(num_warmup_steps=warmup, num_decay_steps=0, **shape)
     yield Leg(name="trunk", schedule=trunk, start=0, end=plan.trunk_steps)
+    kind, params = shape.get("decay_type", "1-sqrt"), shape.get("decay_params")
     for one in plan.decays:
-        schedule = trunk.fork(one.fork, decay_steps=one.steps, shape=shape or "1-sqrt", final=final, params=params)
-        yield Leg(name=branch_name(one, shape or "1-sqrt", params), schedule=schedule, start=one.fork, end=one.end)
+        final = shape.get("min_lr_ratio")
+        schedule = trunk.fork(one.fork, decay_steps=one.steps, shape=kind, final=final, params=params)
+        yield Leg(name=branch_name(one, kind, params), schedule=schedule, start=one.fork, end=one.end)
 
 
-def _line(plan: Plan, warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    ends = sorted({one.end for one in plan.decays})
-    yield Leg(name="line", schedule=wsd_s(cycle_ends=ends, num_warmup_steps=warmup, **decay), start=0, end=ends[-1])
+def _line(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
+    schedule = wsd_s(cycle_ends=ends, num_warmup_steps=warmup, **decay)
+    yield Leg(name="line", schedule=schedule, start=0, end=ends[-1])
 
 
-def _cycles(plan: Plan, warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    ends = sorted({one.end for one in plan.decays})
+def _cycles(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
     schedule = cyclic_cosine(cycle_ends=ends, num_warmup_steps=warmup, **decay)
     yield Leg(name="line", schedule=schedule, start=0, end=ends[-1])
 
 
-def _separate(plan: Plan, warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    for end in sorted({one.end for one in plan.decays}):
-        schedule = cosine(end, num_warmup_steps=warmup, **decay)
-        yield Leg(name=f"cosine-{end}", schedule=schedule, start=0, end=end)
+def _separate(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
+    for end in ends:
+        yield Leg(name=f"cosine-{end}", schedule=cosine(end, num_warmup_steps=warmup, **decay), start=0, end=end)

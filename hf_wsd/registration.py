@@ -30,7 +30,7 @@ def register(**settings: Any) -> None:
     """
     os.environ.update(Settings.make(**settings).to_env())
     for name, value in settings.items():
-        if value is None or value is False or value == []:
+        if value is None or value is False or (isinstance(value, (list, tuple, dict)) and not value):
             os.environ.pop(f"HF_WSD_{name.upper()}", None)
     for name in NAMES:
         if name not in SchedulerType._value2member_map_:

@@ -25,7 +25,7 @@ def plot_plan(ax: Axes, preview: Preview) -> Axes:
 
     Fork points (or starts of decays) are open circles; each model is marked at its end and labelled with its budget.
     """
-    per_step = preview.plan.tokens_per_step or 1
+    per_step = preview.tokens_per_step or 1
     for leg in preview.legs:
         for phase, steps in _stretches(leg):
             ax.plot(
@@ -36,14 +36,14 @@ def plot_plan(ax: Axes, preview: Preview) -> Axes:
                 gid=phase.value,
             )
     dot: dict[str, Any] = {"color": DECAY, "markersize": 7, "zorder": 3}
-    for decay, start in zip(preview.plan.decays, preview.decay_starts(), strict=True):
-        leg = next(leg for leg in preview.legs if leg.start < decay.end <= leg.end and leg.name != "trunk")
-        end = leg.schedule.multipliers(decay.end - 1, decay.end)[0]
-        ax.plot(start * per_step, leg.schedule(start), "o", markerfacecolor="white", gid="fork", **dot)
-        ax.plot(decay.end * per_step, end, "o", gid="end", **dot)
+    for model in preview.models:
+        leg = next(leg for leg in preview.legs if leg.start < model.end <= leg.end and leg.name != "trunk")
+        start, end = leg.schedule(model.decay_from), leg.schedule(model.end - 1)
+        ax.plot(model.decay_from * per_step, start, "o", markerfacecolor="white", gid="fork", **dot)
+        ax.plot(model.end * per_step, end, "o", gid="end", **dot)
         ax.annotate(
-            str(decay.requested),
-            (decay.end * per_step, end),
+            model.budget,
+            (model.end * per_step, end),
             xytext=(0, -8),
             textcoords="offset points",
             ha="center",
@@ -52,7 +52,7 @@ def plot_plan(ax: Axes, preview: Preview) -> Axes:
             weight="bold",
             fontsize=11,
         )
-    _finish(ax, "tokens seen" if preview.plan.tokens_per_step else "steps")
+    _finish(ax, "tokens seen" if preview.tokens_per_step else "steps")
     return ax
 
 
@@ -71,11 +71,14 @@ def _steps(first: int, last: int) -> list[int]:
     return sorted({*range(first, last, 1 + (last - first) // POINTS), last - 1})
 
 
-def plot_schedules(ax: Axes, schedules: Mapping[str, Schedule]) -> Axes:
-    """Schedules by name on one panel, over steps; the first difference of two is marked."""
+def plot_schedules(ax: Axes, schedules: Mapping[str, Schedule], *, stop: int | None = None) -> Axes:
+    """Schedules by name on one panel, over steps; the first difference of two is marked.
+
+    `stop` is where an open-ended one ends.
+    """
+    last = max(last_shown(one, stop) for one in schedules.values())
     for colour, (name, schedule) in zip(COLOURS, schedules.items(), strict=False):
-        stop = max(last_shown(one) for one in schedules.values())
-        end = min(stop, schedule.total_steps or stop)
+        end = min(last, schedule.total_steps or last)
         steps = _steps(0, end)
         edges = {edge for start, after, _ in schedule.spans() for edge in (start - 1, start, (after or end) - 1)}
         steps = sorted({*steps, *(edge for edge in edges if 0 <= edge < end)})
@@ -84,8 +87,7 @@ def plot_schedules(ax: Axes, schedules: Mapping[str, Schedule]) -> Axes:
         one, other = schedules.values()
         if (step := one.first_difference(other)) is not None:
             ax.axvline(step, color=TRUNK, linestyle=":", gid="difference")
-            end = max(last_shown(one) for one in schedules.values())
-            side = "right" if 2 * step > end else "left"  # the words stay inside the panel
+            side = "right" if 2 * step > last else "left"  # the words stay inside the panel
             ax.annotate(f" first differing step: {step} ", (step, 1.06), ha=side, fontsize=11, color=TRUNK)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, frameon=False, fontsize=11)
     _finish(ax, "steps")
@@ -110,16 +112,14 @@ def plan_figure(preview: Preview) -> Figure:
     parts = (
         f"{100 * preview.part_of_longest:.0f} % of the longest model, {100 * preview.saving:.0f} % below separate runs"
     )
-    figure.suptitle(
-        f"{preview.method}: {len(preview.plan.decays)} models for {parts}", x=0.01, ha="left", weight="bold"
-    )
+    figure.suptitle(f"{preview.method}: {len(preview.models)} models for {parts}", x=0.01, ha="left", weight="bold")
     return figure
 
 
-def schedules_figure(schedules: Mapping[str, Schedule]) -> Figure:
+def schedules_figure(schedules: Mapping[str, Schedule], *, stop: int | None = None) -> Figure:
     """Schedules as a picture of 1600 x 720 pixels."""
     figure, ax = _figure()
-    plot_schedules(ax, schedules)
+    plot_schedules(ax, schedules, stop=stop)
     return figure
 
 

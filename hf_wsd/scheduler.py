@@ -50,7 +50,17 @@ class WSDScheduler(LRScheduler):
         return int(self.last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The lr of the next update, one per parameter group."""
+        """The lr of the next update, one per parameter group.
+
+        Raises:
+            SettingsError: the optimizer has other groups than when the scheduler was made.
+        """
+        groups = len(self.optimizer.param_groups)
+        if groups != len(self.base_lrs):
+            raise SettingsError(
+                f"the optimizer has {groups} parameter groups but {len(self.base_lrs)} had a peak lr when the "
+                "scheduler was made: add all groups first"
+            )
         multiplier = self.schedule(self.last_epoch)
         return [peak_lr * multiplier for peak_lr in self.peak_lrs]
 
@@ -79,6 +89,7 @@ class WSDScheduler(LRScheduler):
         Raises:
             ResumeError: the state has no schedule, another past, or other peak lrs.
         """
+        self.get_lr()  # refuses other groups before anything is changed
         stored, step, peak_lrs = _read_state(state_dict)
         intent = derive_intent(stored, self.schedule, step=step)
         if peak_lrs != self.peak_lrs:

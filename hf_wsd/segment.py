@@ -9,7 +9,8 @@ from typing import Any
 
 from hf_wsd.checks import count, ratio
 from hf_wsd.errors import ScheduleError, ShapeError, unknown
-from hf_wsd.shapes import SHAPES, WARMUP_SHAPES, check_curve, find_shape, read_params
+from hf_wsd.shape_lookup import check_curve, find_shape, read_params
+from hf_wsd.shapes import SHAPES, WARMUP_SHAPES
 
 
 class Phase(StrEnum):
@@ -56,7 +57,9 @@ class Segment:
             object.__setattr__(self, "steps", count("steps of a segment", self.steps, at_least=1))
         for name in ("start", "end"):
             ratio(f"{name} of a segment", getattr(self, name))
-        if self.shape_params and (self.shape == "constant" or self.phase is not Phase.DECAY):
+        if not self.shape_params:
+            object.__setattr__(self, "shape_params", ())
+        elif self.shape == "constant" or self.phase is not Phase.DECAY:
             raise ShapeError(f"only the shape of a decay has parameters: leave out {self.shape_params!r}")
         if self.shape == "constant":
             if self.start != self.end:
@@ -100,6 +103,7 @@ class Segment:
         0.0625
         """
         own = find_shape(shape).own_end
+        ratio("start of a decay", start)
         steps = count("decay_steps", steps, at_least=1)
         given = read_params(shape, params)
         if end is None:

@@ -124,6 +124,8 @@ class Settings:
         if name == "branch":
             return str(value)
         value = cast(name, value)
+        if value == {}:
+            return None
         if name in PER_STEP:
             count(name, value, at_least=1)
         return tuple(value) if isinstance(value, list) else value

@@ -10,19 +10,25 @@ from hf_wsd.preview import BYTES_PER_PARAMETER, Preview
 from hf_wsd.schedule import Schedule
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+SAMPLES = 20  # of one block
 
 
 def sparkline(schedule: Schedule, *, stop: int, width: int = 60) -> str:
     """The multipliers of updates 0 to `stop` - 1 as a line of `width` blocks, from 0 to 1; each block shows a mean.
 
+    A block of many updates shows the mean of SAMPLES of them, evenly spaced.
+
     >>> from hf_wsd.builders import wsd
     >>> sparkline(wsd(100, num_warmup_steps=20, num_decay_steps=40, decay_type="linear"), stop=100, width=10)
     '▂▆█████▆▄▂'
     """
-    values = schedule.multipliers(0, stop)
-    cells = (values[stop * i // width : max(stop * (i + 1) // width, stop * i // width + 1)] for i in range(width))
-    means = (sum(cell) / len(cell) for cell in cells if cell)
-    return "".join(BLOCKS[min(int(mean * len(BLOCKS)), len(BLOCKS) - 1)] for mean in means)
+    line = ""
+    for i in range(width):
+        first = stop * i // width
+        after = max(stop * (i + 1) // width, first + 1)
+        cell = [schedule(step) for step in range(first, after, 1 + (after - first) // SAMPLES)]
+        line += BLOCKS[min(int(sum(cell) / len(cell) * len(BLOCKS)), len(BLOCKS) - 1)]
+    return line
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:
@@ -42,7 +48,7 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
 
 
 def last_shown(schedule: Schedule, stop: int | None = None) -> int:
-    """Where a drawing ends: the schedule's end, or `stop`, or a little after the last change of an open-ended one.
+    """Where a drawing ends: at the schedule's end; of an open-ended one at `stop`, or some time after its last change.
 
     >>> from hf_wsd.builders import wsd
     >>> last_shown(wsd(100)), last_shown(wsd(num_warmup_steps=50, num_decay_steps=0))
@@ -51,7 +57,7 @@ def last_shown(schedule: Schedule, stop: int | None = None) -> int:
     if schedule.total_steps is not None:
         return schedule.total_steps
     begin = list(schedule.spans())[-1][0]
-    return max(stop or 0, 10 * begin, 10)
+    return stop or max(10 * begin, 10)
 
 
 def schedule_text(schedule: Schedule, *, stop: int | None = None, every: int | None = None) -> str:
@@ -79,7 +85,9 @@ def _values(schedule: Schedule, steps: Iterable[int]) -> list[tuple[str, str, st
     return [(str(step), f"{schedule(step):.6g}", schedule.phase(step).value) for step in steps]
 
 
-def side_by_side(one: Schedule, other: Schedule, *, names: Sequence[str], every: int | None = None) -> str:
+def side_by_side(
+    one: Schedule, other: Schedule, *, names: Sequence[str], stop: int | None = None, every: int | None = None
+) -> str:
     """Two schedules, one beside the other, and the first update in which they differ.
 
     >>> from hf_wsd.builders import wsd
@@ -87,7 +95,7 @@ def side_by_side(one: Schedule, other: Schedule, *, names: Sequence[str], every:
     >>> print(text.splitlines()[-1])
     first differing step: 81, lr / peak 1 | 0.776393
     """
-    end = max(last_shown(one), last_shown(other))
+    end = max(last_shown(one, stop), last_shown(other, stop))
     texts = [schedule_text(schedule, stop=end, every=every).splitlines() for schedule in (one, other)]
     left = max(len(names[0]), *map(len, texts[0]))
     lines = [
@@ -121,8 +129,8 @@ def preview_text(preview: Preview) -> str:
     """
     tokens = preview.tokens
     models = [("model", "lr falls from step", "ends at step", "tokens")]
-    for decay, start in zip(preview.plan.decays, preview.decay_starts(), strict=True):
-        models.append((str(decay.requested), str(start), str(decay.end), show_tokens(tokens(decay.end))))
+    for model in preview.models:
+        models.append((model.budget, str(model.decay_from), str(model.end), show_tokens(tokens(model.end))))
     runs = [("run", "from step", "to", "updates", "tokens", "")]
     for leg in preview.legs:
         line = sparkline(leg.schedule, stop=leg.end, width=30)
@@ -133,7 +141,7 @@ def preview_text(preview: Preview) -> str:
 
 
 def _costs(preview: Preview) -> Iterable[str]:
-    longest = max(decay.end for decay in preview.plan.decays)
+    longest = preview.models[-1].end
     for name, steps in ((preview.method, preview.steps), ("separate runs", preview.separate_steps)):
         costs = preview.costs(steps)
         parts = [f"{steps:,} updates"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,12 +38,11 @@ def read_schedule(source: str) -> tuple[Schedule, int | None]:
     >>> read_schedule("wsd(100, num_decay_steps=20)")[0].checkpoint_steps()
     {80: 'pre-decay', 100: 'post-decay'}
     """
-    if "(" in source and not Path(source).exists():
+    if re.match(r"\w+\(", source):
         return _call(source), None
     path = Path(source)
     if path.is_file():
-        data = json.loads(path.read_text())
-        return (Lineage.from_dict(data).schedule if "schedule" in data else Schedule.from_dict(data)), None
+        return _file(path)
     if not path.is_dir():
         raise SettingsError(f"{source!r} is no run, checkpoint or file, and no call such as 'wsd(1000)'")
     if (path / RECORD).exists():
@@ -54,6 +54,17 @@ def read_schedule(source: str) -> tuple[Schedule, int | None]:
     return record.schedule, record.last_step
 
 
+def _file(path: Path) -> tuple[Schedule, int | None]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read as JSON ({error})") from None
+    if isinstance(data, dict) and "schedule" in data:
+        record = Lineage.from_dict(data)
+        return record.schedule, record.last_step
+    return Schedule.from_dict(data), None
+
+
 def _call(text: str) -> Schedule:
     """A builder called with plain values; nothing else is evaluated."""
     try:
@@ -62,7 +73,9 @@ def _call(text: str) -> Schedule:
             raise ValueError("not one call")
         values = [ast.literal_eval(value) for value in call.args]
         named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
+        if len(named) < len(call.keywords):
+            raise ValueError(f"a word twice: {', '.join(str(word.arg) for word in call.keywords)}")
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise SettingsError(f"{text!r} cannot be read ({error}): write wsd(1000, decay_fraction=0.2)") from None
     if call.func.id not in CALLS:
         raise SettingsError(unknown("schedule", call.func.id, CALLS))
@@ -79,6 +92,9 @@ def _scheduler_state(file: Path) -> Schedule:
     import torch
 
     try:
-        return Schedule.from_dict(torch.load(file, weights_only=True)["schedule"])
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{file} was written by another scheduler: there is no wsd schedule in it") from None
+        state = torch.load(file, weights_only=True)
+    except Exception as error:  # torch and pickle raise what they like
+        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict) or "schedule" not in state:
+        raise CheckpointError(f"{file} was written by another scheduler: there is no wsd schedule in it")
+    return Schedule.from_dict(state["schedule"])

@@ -161,6 +161,38 @@ def test_senseless_header_of_the_weights_is_damage(checkpoint, content):
         check_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"weight_map": {"a": "model.sa',
+        b'{"weight_map": 5}',
+        b'{"weight_map": {"a": 5}}',
+        b'{"weight_map": {"a": null, "b": "model.safetensors"}}',
+        b'{"weight_map": {"a": ["model.safetensors"]}}',
+    ],
+)
+def test_damaged_index_of_the_weights_is_named(checkpoint, content):
+    (checkpoint / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is damaged"):
+        check_checkpoint(checkpoint)
+
+
+def test_copy_of_an_rng_state_is_none_of_a_rank(checkpoint):
+    for name in ("rng_state_0 copy.pth", "rng_state_old.pth"):
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / name)
+    assert check_checkpoint(checkpoint) == 5
+
+
+def test_copy_of_an_rng_state_does_not_stand_for_it(checkpoint):
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0 copy.pth")
+    with pytest.raises(CheckpointError, match="no RNG state"):
+        check_checkpoint(checkpoint)
+
+
 def test_all_that_is_wrong_is_said_at_once(checkpoint):
     (checkpoint / "optimizer.pt").unlink()
     cut_short(checkpoint / "model.safetensors")

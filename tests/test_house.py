@@ -1,6 +1,8 @@
 """The rules of the house: who may import whom, what is public, what README has to name. Read from the source alone."""
 
 import ast
+import re
+import shlex
 import sys
 import tomllib
 from functools import cache
@@ -17,10 +19,17 @@ RECIPES = ROOT / "recipes"
 PURE = [
     "errors",
     "checks",
+    "lengths",
     "shapes",
+    "shape_lookup",
+    "segment",
     "schedule",
+    "cycles",
     "builders",
+    "baselines",
+    "casts",
     "plan",
+    "preview",
     "checkpoint",
     "history",
     "lineage",
@@ -29,7 +38,20 @@ PURE = [
     "command",
 ]
 TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "callback", "registration"]
-ABOVE = ["forking", "running", "demo", "plots", "tree", "report", "cli", "__main__"]
+ABOVE = [
+    "forking",
+    "running",
+    "demo",
+    "plots",
+    "sources",
+    "show",
+    "schedule_plots",
+    "planning",
+    "tree",
+    "report",
+    "cli",
+    "__main__",
+]
 ORDER = [*PURE, *TRAINER, *ABOVE]
 STANDARD_LIBRARY_ONLY = [*PURE, "forking", "running", "demo"]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
@@ -120,6 +142,18 @@ def test_pure_module_says_what_its_public_names_are(module):
     assert (ast.get_docstring(tree) is not None, silent) == (True, [])
 
 
+@pytest.mark.parametrize("module", PURE)
+def test_pure_module_shows_its_public_names_at_work(module):
+    definitions = dict(public_definitions(parsed(PACKAGE / f"{module}.py")))
+    shown = {name.partition(".")[0] for name, node in definitions.items() if ">>>" in (ast.get_docstring(node) or "")}
+    to_show = {name for name, node in definitions.items() if "." not in name and not is_error_or_enum(node)}
+    assert to_show - shown == set()
+
+
+def is_error_or_enum(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(b).endswith(("Error", "Enum")) for b in node.bases)
+
+
 # --- sizes ---
 
 
@@ -175,3 +209,21 @@ def test_pyproject_names_only_modules_that_are_there():
         name for override in tools["mypy"]["overrides"] for name in override["module"] if name.startswith("hf_wsd")
     }
     assert sorted(name for name in named if name.split(".")[1] not in {*MODULES, "metrics"}) == []
+
+
+def test_readme_shows_every_shape(readme):
+    from hf_wsd.shapes import SHAPES
+
+    shown = {f"| `{name}` | {shape.formula}" in readme for name, shape in SHAPES.items()}
+    assert shown == {True}
+
+
+@pytest.mark.parametrize("block", re.findall(r"```\n\$ hf-wsd (plan .*?)```", (ROOT / "README.md").read_text(), re.S))
+def test_readme_shows_what_plan_prints(block, capsys, monkeypatch):
+    from hf_wsd import cli
+
+    command, _, output = block.partition("\n")
+    monkeypatch.setattr("sys.argv", ["hf-wsd", *shlex.split(command)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert (end.value.code, capsys.readouterr().out) == (0, output)

@@ -6,102 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wsd.builders import wsd
-from hf_wsd.errors import ScheduleError
-from hf_wsd.plan import Decay, Length, Plan, show_tokens, training_flops
-
-# --- lengths ---
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("400K", 400_000),
-        ("2M", 2 * 10**6),
-        ("1.5B", 1_500_000_000),
-        ("1T", 10**12),
-        ("2m", 2 * 10**6),
-        ("0.4M", 400_000),
-    ],
-)
-def test_length_with_a_unit_is_tokens(text, tokens):
-    assert Length(text).tokens == tokens
-
-
-def test_bare_number_is_steps_whatever_a_step_has_in_tokens():
-    assert (Length("300").tokens, Length("300").steps(2048)) == (None, 300)
-
-
-@given(thousands=st.integers(1, 10**6), tokens_per_step=st.integers(1, 10**6))
-def test_tokens_become_the_nearest_number_of_steps(thousands, tokens_per_step):
-    tokens = thousands * 1000
-    if 2 * tokens > tokens_per_step:
-        steps = Length(f"{thousands}K").steps(tokens_per_step)
-        assert abs(steps * tokens_per_step - tokens) <= tokens_per_step / 2
-
-
-def test_length_is_shown_as_it_was_written():
-    assert str(Length("1.50B")) == "1.50B"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "1.5",
-            "2X",
-            "-3",
-            "0M",
-            "0",
-            "",
-            "M",
-            "1e3",
-            " 2M",
-            "2 M",
-            "2M ",
-            "2M\n",
-            "2MB",
-            "1,5M",
-            ".5M",
-            "1.M",
-            "1_000",
-        ),
-        *("nan", "inf", "NaNM", "+2M", "0x10", "0.0M", "2MM", "1.5.0M"),
-    ],
-)
-def test_unreadable_length_is_refused_with_what_is_readable(text):
-    with pytest.raises(ScheduleError, match=r"is no length: write tokens as 400K, 2M or 1.5B, steps as a whole number"):
-        Length(text)
-
-
-@pytest.mark.parametrize("value", [300, None, ["1M"]])
-def test_length_that_is_no_text_is_refused(value):
-    with pytest.raises(ScheduleError, match="is no length"):
-        Length(value)
-
-
-def test_tokens_need_the_tokens_of_a_step():
-    with pytest.raises(
-        ScheduleError, match=r"2M is tokens, but the tokens of one step are not known.*--tokens-per-step"
-    ):
-        Length("2M").steps()
-
-
-def test_budget_shorter_than_a_step_is_refused_with_the_numbers():
-    with pytest.raises(ScheduleError, match="1K tokens are less than half a step of 4096 tokens"):
-        Length("1K").steps(4096)
-
-
-@pytest.mark.parametrize("tokens_per_step", [0, -2048, 2.5, "2048", True, float("nan")])
-def test_step_without_a_count_of_tokens_is_refused(tokens_per_step):
-    with pytest.raises(ScheduleError, match="tokens_per_step"):
-        Plan.of_budgets(["2M"], tokens_per_step=tokens_per_step)
-
-
-@pytest.mark.parametrize("digits", [400, 5000])
-def test_length_beyond_all_numbers_is_refused(digits):
-    with pytest.raises(ScheduleError):
-        Length("9" * digits + "B").steps(1)
-
+from hf_wsd.errors import ForkError, ScheduleError
+from hf_wsd.lengths import Length
+from hf_wsd.plan import Decay, Plan, training_flops
 
 # --- plans ---
 
@@ -164,6 +71,64 @@ def test_budgets_may_be_lengths():
     assert Plan.of_budgets([Length("500")]) == Plan.of_budgets(["500"])
 
 
+@pytest.mark.parametrize(
+    ("budgets", "known", "ends"),
+    [
+        (["2M", "500"], {"tokens_per_step": 2000}, [500, 1000]),
+        (["6400samples", "500"], {"samples_per_step": 64}, [100, 500]),
+        (["6400samples", "2M"], {"samples_per_step": 64, "tokens_per_step": 2000}, [100, 1000]),
+        (["20%", "100%"], {"of": "1000"}, [200, 1000]),
+        (["20%", "29%"], {"of": "2M", "tokens_per_step": 20000}, [20, 29]),
+        (["20%", "1000"], {}, [200, 1000]),  # of the longest budget
+    ],
+    ids=["tokens", "samples", "both", "parts of steps", "parts of tokens", "part of the longest"],
+)
+def test_budgets_may_be_counted_in_anything(budgets, known, ends):
+    assert [decay.end for decay in Plan.of_budgets(budgets, **known).decays] == ends
+
+
+@pytest.mark.parametrize(
+    ("decay", "known", "steps"),
+    [
+        ("40K", {"tokens_per_step": 2000}, 20),
+        ("640samples", {"samples_per_step": 64}, 10),
+        ("15", {}, 15),
+        ("10%", {"of": "500"}, 50),
+        ("10%", {}, 30),  # of the longest budget
+        (Length("15"), {}, 15),
+    ],
+)
+def test_decay_may_be_counted_in_anything(decay, known, steps):
+    plan = Plan.of_budgets(["100", "300"], num_decay_steps=decay, **known)
+    assert [d.steps for d in plan.decays] == [steps, steps]
+
+
+@pytest.mark.parametrize(
+    ("fork", "known"),
+    [(90, {}), ("90", {}), ("180K", {"tokens_per_step": 2000}), ("5760samples", {"samples_per_step": 64})],
+)
+def test_forks_may_be_counted_in_anything(fork, known):
+    assert [(d.fork, d.end) for d in Plan.of_forks([fork], **known).decays] == [(90, 100)]
+
+
+@given(ends=budgets, tokens_per_step=st.integers(1, 10**6))
+def test_plan_in_tokens_is_the_plan_in_steps(ends, tokens_per_step):
+    in_steps = Plan.of_budgets([str(end) for end in ends])
+    in_tokens = Plan.of_budgets([f"{end * tokens_per_step}tokens" for end in ends], tokens_per_step=tokens_per_step)
+    assert [(d.fork, d.end) for d in in_tokens.decays] == [(d.fork, d.end) for d in in_steps.decays]
+
+
+@given(ends=budgets)
+def test_trunk_and_branches_add_up_to_the_family(ends):
+    plan = Plan.of_budgets([str(end) for end in ends])
+    assert plan.family_steps == max(d.fork for d in plan.decays) + sum(d.end - d.fork for d in plan.decays)
+
+
+@pytest.mark.parametrize("again", ["1000", "1Ksteps"])
+def test_budget_given_twice_is_one_model(again):
+    assert [d.end for d in Plan.of_budgets(["1000", again]).decays] == [1000]
+
+
 @given(forks=st.lists(st.integers(20, 5000), min_size=1, max_size=5, unique=True), percent=st.integers(5, 60))
 def test_plan_of_forks_has_the_smallest_models_that_leave_there(forks, percent):
     plan = Plan.of_forks(forks, decay_fraction=percent / 100)
@@ -210,7 +175,7 @@ def test_decay_steps_and_fraction_together_are_refused_for_forks():
         Plan.of_forks([100], num_decay_steps=10, decay_fraction=0.1)
 
 
-@pytest.mark.parametrize("fork", [0, -1, 1.5, "50", None, True])
+@pytest.mark.parametrize("fork", [0, -1, 1.5, None, True])
 def test_fork_that_is_no_step_is_refused(fork):
     with pytest.raises(ScheduleError, match="fork point"):
         Plan.of_forks([fork])
@@ -227,15 +192,42 @@ def test_fork_too_early_for_a_decay_is_refused():
         Plan.of_forks([1])
 
 
+@pytest.mark.parametrize("tokens_per_step", [0, -2048, 2.5, "2048", True, float("nan")])
+def test_step_without_a_count_of_tokens_is_refused(tokens_per_step):
+    with pytest.raises(ScheduleError, match="tokens_per_step"):
+        Plan.of_budgets(["2M"], tokens_per_step=tokens_per_step)
+
+
+@pytest.mark.parametrize(("budget", "repair"), [("2M", "--tokens-per-step"), ("640samples", "--samples-per-step")])
+def test_budget_in_what_a_step_has_an_unknown_number_of_is_refused_with_the_repair(budget, repair):
+    with pytest.raises(ScheduleError, match=f"{budget} is .* not known here.*{repair}"):
+        Plan.of_budgets([budget])
+
+
+@pytest.mark.parametrize("budget", [1.5, None, True, [300], -100, "100 steps", "1e3"])
+def test_budget_that_is_no_length_is_refused(budget):
+    with pytest.raises(ScheduleError, match="is no length"):
+        Plan.of_budgets([budget])
+
+
+@pytest.mark.parametrize("whole", ["10%", "x", "2M", "0"])
+def test_whole_of_no_known_length_is_refused(whole):
+    with pytest.raises(ScheduleError):
+        Plan.of_budgets(["10%"], of=whole)
+
+
+def test_decay_as_a_part_needs_a_whole():
+    with pytest.raises(ScheduleError, match="10% is a part of a whole that has no length here"):
+        Plan.of_forks([50], num_decay_steps="10%")
+
+
+@pytest.mark.parametrize(("fork", "end"), [(0, 10), (10, 10), (20, 10), (-5, 10)])
+def test_model_without_a_trunk_or_without_a_decay_is_refused(fork, end):
+    with pytest.raises(ForkError, match=f"a model of {end} steps cannot have a decay of {end - fork} steps"):
+        Decay(fork=fork, end=end)
+
+
 # --- numbers for people ---
-
-
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [(0, "0"), (999, "999"), (1000, "1K"), (2.5e6, "2.5M"), (1e9, "1B"), (3e12, "3T"), (5e15, "5000T"), (None, "?")],
-)
-def test_tokens_are_shown_short(tokens, text):
-    assert show_tokens(tokens) == text
 
 
 def test_steps_of_a_decay_are_those_between_fork_and_end():

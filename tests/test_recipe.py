@@ -134,3 +134,27 @@ def test_masked_labels_count_for_nothing():
     nll, tokens, n_bytes = pretrain.per_block(torch.zeros(1, 4, 10), labels, torch.full((10,), 3))[0].tolist()
     assert (tokens, n_bytes) == (1, 3)
     assert nll == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved"),
+    [
+        ("wsd_s", {15: "pre-decay", 20: "post-decay", 35: "pre-decay", 40: "post-decay"}),
+        ("cyclic_cosine", {20: "post-decay", 40: "post-decay"}),
+    ],
+)
+def test_line_of_cycles_has_a_finished_model_at_every_budget(tmp_path, kind, saved):
+    decay = ("--decay_fraction", "0.25") if kind == "wsd_s" else ()
+    flags = ("--lr_scheduler_type", kind, "--budgets", "2.56K", "5.12K", "--save_strategy", "no")
+    run = read_run(pretrain_here(tmp_path / "run", *flags, decay=decay))
+    records = {
+        step: record.kind for step, record in run.records.items() if record.kind != "pre-decay" or kind == "wsd_s"
+    }
+    assert (records, run.steps_done) == (saved, 40)
+
+
+def test_multi_step_baseline_is_as_long_as_its_budget(tmp_path):
+    flags = ("--lr_scheduler_type", "multi_step", "--budgets", "2.56K")
+    run = read_run(pretrain_here(tmp_path / "run", *flags, decay=()))
+    lrs = {row["step"]: row["learning_rate"] for row in run.history if "learning_rate" in row}
+    assert (run.steps_done, lrs[20]) == (20, pytest.approx(0.1 * 5e-3))

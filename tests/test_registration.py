@@ -15,8 +15,9 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.trainer_utils import SchedulerType
 
 from hf_wsd import WSDCallback, WSDScheduler, register, wsd, wsd_s
-from hf_wsd.errors import SettingsError, WSDError
-from hf_wsd.settings import NAMES, Settings
+from hf_wsd.baselines import cyclic_cosine, multi_step
+from hf_wsd.errors import ScheduleError, SettingsError, WSDError
+from hf_wsd.settings import BUILDERS, NAMES, Settings
 
 names = pytest.mark.parametrize("name", NAMES)
 
@@ -125,6 +126,39 @@ def test_transformers_get_scheduler_makes_wsd_s(optimizer):
     assert made.schedule == wsd_s(cycle_ends=[100, 200], num_warmup_steps=10)
 
 
+def test_transformers_get_scheduler_makes_cyclic_cosine(optimizer):
+    made = transformers.get_scheduler(
+        "cyclic_cosine", optimizer, 10, 200, scheduler_specific_kwargs={"cycle_ends": "100 200", "min_lr_ratio": "0.1"}
+    )
+    assert made.schedule == cyclic_cosine(cycle_ends=[100, 200], num_warmup_steps=10, min_lr_ratio=0.1)
+
+
+def test_transformers_get_scheduler_makes_multi_step(optimizer):
+    made = transformers.get_scheduler(
+        "multi_step", optimizer, 10, 200, scheduler_specific_kwargs={"milestones": ["100", 150]}
+    )
+    assert made.schedule == multi_step(200, num_warmup_steps=10, milestones=[100, 150])
+
+
+@names
+def test_schedule_of_every_name_needs_no_settings(name, optimizer):
+    made = transformers.get_scheduler(name, optimizer, 10, 200)
+    assert (type(made), made.schedule) == (WSDScheduler, BUILDERS[name](200, num_warmup_steps=10))
+
+
+def test_transformers_get_scheduler_reads_lengths_in_tokens(optimizer):
+    register(tokens_per_step=1000)
+    made = transformers.get_scheduler(
+        "wsd", optimizer, 10, 100, scheduler_specific_kwargs={"num_decay_steps": "20K", "decay_params": {}}
+    )
+    assert made.schedule == wsd(100, num_warmup_steps=10, num_decay_steps=20)
+
+
+def test_length_in_tokens_of_unknown_steps_is_refused_through_transformers(optimizer):
+    with pytest.raises(ScheduleError, match="20K is tokens, but the tokens of one step are not known here"):
+        transformers.get_scheduler("wsd", optimizer, 10, 100, scheduler_specific_kwargs={"num_decay_steps": "20K"})
+
+
 def test_transformers_get_scheduler_reads_the_settings(optimizer):
     register(trunk=True)
     made = transformers.get_scheduler("wsd", optimizer, 10, 100)
@@ -158,6 +192,18 @@ WORKER = "import json; from hf_wsd.settings import Settings; print(json.dumps(Se
 def test_worker_processes_have_the_settings():
     register(trunk=True, budgets=["1B", 500], decay_fraction=0.2)
     assert python(WORKER) == {"trunk": True, "budgets": ["1B", "500"], "decay_fraction": 0.2}
+
+
+def test_worker_processes_have_the_shapes_parameters():
+    register(decay_type="power", decay_params={"p": 1.5}, cycle_peaks=[1, 0.5])
+    assert python(WORKER) == {"decay_type": "power", "decay_params": {"p": 1.5}, "cycle_peaks": [1, 0.5]}
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("decay_params", {}), ("cycle_peaks", ()), ("cycle_ends", [])])
+def test_setting_given_as_nothing_is_taken_away_again(name, nothing):
+    register(**{name: {"p": 1.5} if name == "decay_params" else [1]})
+    register(**{name: nothing})
+    assert Settings.from_env() == Settings()
 
 
 def test_registering_again_changes_the_settings_it_names_alone():

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers.trainer_utils import SchedulerType
 
+from hf_wsd.baselines import cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.errors import ResumeError, SettingsError, WSDError
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, get_scheduler
@@ -207,6 +208,82 @@ def test_deep_copy_goes_on_by_itself():
     assert train(twin, 3) == [0.5 * MODEL(u) for u in (82, 83, 84)]
 
 
+# --- parameter groups ---
+
+TO_A_TENTH = wsd(100, num_warmup_steps=10, num_decay_steps=20, num_min_steps=5, min_lr_ratio=0.1)
+PEAKS = (0.5, 0.01, 3e-4)
+
+
+def test_groups_with_peaks_of_their_own_follow_one_schedule():
+    lrs = train(make_scheduler(TO_A_TENTH, *PEAKS), 100)
+    assert lrs == [tuple(peak * TO_A_TENTH(u) for peak in PEAKS) for u in range(100)]
+
+
+def test_minimum_is_a_part_of_each_groups_own_peak():
+    assert current_lrs(trained(TO_A_TENTH, 97, *PEAKS)) == [0.1 * peak for peak in PEAKS]
+
+
+def test_last_lrs_are_one_a_group():
+    scheduler = trained(TO_A_TENTH, 85, *PEAKS)
+    assert scheduler.get_last_lr() == current_lrs(scheduler) == [peak * TO_A_TENTH(85) for peak in PEAKS]
+
+
+@orders
+@pytest.mark.parametrize("step", [5, 50, 85, 97])
+def test_resumed_groups_have_their_own_lrs(saved, order, step):
+    resumed = resume(make_scheduler(TO_A_TENTH, *PEAKS), saved(trained(TO_A_TENTH, step, *PEAKS)), order)
+    assert train(resumed, 100 - step) == [tuple(peak * TO_A_TENTH(u) for peak in PEAKS) for u in range(step, 100)]
+
+
+@orders
+def test_branch_decays_every_group_from_its_own_peak(saved, order):
+    branch = resume(make_scheduler(MODEL, *PEAKS), saved(trained(TRUNK, 80, *PEAKS)), order)
+    assert train(branch, 20) == [tuple(peak * MODEL(u) for peak in PEAKS) for u in range(80, 100)]
+
+
+def test_peak_changed_in_one_group_is_refused(saved):
+    states = saved(trained(MODEL, 50, *PEAKS))
+    with pytest.raises(ResumeError, match=r"peak lr 0\.5, 0\.01, 0\.0003, this run asks for 0\.5, 0\.02, 0\.0003"):
+        make_scheduler(MODEL, 0.5, 0.02, 3e-4).load_state_dict(states[0])
+
+
+@pytest.mark.parametrize("peaks", [(0.5,), (0.5, 0.01), (0.5, 0.01, 3e-4, 3e-4)])
+def test_another_number_of_groups_is_refused_with_their_peaks(saved, peaks):
+    states = saved(trained(MODEL, 50, *PEAKS))
+    with pytest.raises(ResumeError, match=r"trained with peak lr 0\.5, 0\.01, 0\.0003, this run asks for 0\.5"):
+        make_scheduler(MODEL, *peaks).load_state_dict(states[0])
+
+
+def test_optimizer_of_another_number_of_groups_is_refused(saved):
+    states = saved(trained(MODEL, 50, *PEAKS))
+    with pytest.raises(ValueError, match="different number of parameter groups"):  # torch's own refusal
+        make_scheduler(MODEL, 0.5, 0.01).optimizer.load_state_dict(states[1])
+
+
+def test_group_added_after_the_scheduler_is_refused():
+    scheduler = trained(MODEL, 5, 0.5)
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1})
+    with pytest.raises(WSDError, match="group"):
+        scheduler.step()
+
+
+def test_state_loaded_after_a_group_was_added_is_refused(saved):
+    states = saved(trained(MODEL, 50, 0.5))
+    scheduler = make_scheduler(MODEL, 0.5)
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1})
+    with pytest.raises(WSDError, match="group"):
+        scheduler.load_state_dict(states[0])
+
+
+def test_state_refused_for_an_added_group_changes_nothing(saved):
+    states = saved(trained(MODEL, 50, 0.5))
+    scheduler = make_scheduler(MODEL, 0.5)
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1})
+    with pytest.raises(ValueError):  # noqa: PT011 - which error is another test's matter
+        scheduler.load_state_dict(states[0])
+    assert (scheduler.steps_done, scheduler.intent) == (0, "start")
+
+
 # --- stock transformers reads our checkpoints ---
 
 
@@ -378,6 +455,16 @@ def test_get_scheduler_makes_ours_by_name():
 def test_get_scheduler_makes_wsd_s_by_name():
     made = get_scheduler("wsd_s", make_optimizer(0.5), 10, 200, {"cycle_ends": ["100", 200]})
     assert made.schedule == TWO_CYCLES
+
+
+def test_get_scheduler_makes_cyclic_cosine_by_name():
+    made = get_scheduler("cyclic_cosine", make_optimizer(0.5), 10, 200, {"cycle_ends": ["100", 200]})
+    assert made.schedule == cyclic_cosine(cycle_ends=[100, 200], num_warmup_steps=10)
+
+
+def test_get_scheduler_makes_multi_step_by_name():
+    made = get_scheduler("multi_step", make_optimizer(0.5), 10, 200, {"multipliers": "0.5 0.25"})
+    assert made.schedule == multi_step(200, num_warmup_steps=10, multipliers=[0.5, 0.25])
 
 
 def test_get_scheduler_makes_a_trunk_without_a_length():

@@ -1,13 +1,16 @@
 """What users type: hf_wsd/settings.py."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_wsd.baselines import cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.errors import RecordError, ScheduleError, SettingsError, ShapeError, WSDError
 from hf_wsd.lineage import Lineage
-from hf_wsd.settings import BUILDERS, Settings, build_schedule, cast
+from hf_wsd.settings import BUILDERS, NAMES, Settings, build_schedule
 
 NOTHING = Settings()
 HUGE = pytest.param(10**400, id="huge")
@@ -38,6 +41,13 @@ def test_nothing_said_is_the_builders_own_default():
         ({"num_decay_steps": 20, "num_stable_steps": "70"}, {"num_decay_steps": 20}),
         ({"decay_type": "cosine", "warmup_type": "1-sqrt"}, {"decay_type": "cosine", "warmup_type": "1-sqrt"}),
         ({"decay_fraction": None, "decay_type": None}, {}),
+        ({"num_min_steps": "5"}, {"num_min_steps": 5}),
+        ({"warmup_start": "5e-1"}, {"warmup_start": 0.5}),
+        (
+            {"decay_type": "power", "decay_params": {"p": "1.5"}},
+            {"decay_type": "power", "decay_params": {"p": 1.5}},
+        ),
+        ({"decay_type": "power", "decay_params": "p=3"}, {"decay_type": "power", "decay_params": {"p": 3}}),
     ],
 )
 def test_lr_scheduler_kwargs_are_understood_as_numbers_and_as_texts(kwargs, expected):
@@ -49,11 +59,138 @@ def test_cycle_ends_are_understood_in_every_writing(ends):
     assert build("wsd_s", {"cycle_ends": ends}) == wsd_s(cycle_ends=[50, 100], num_warmup_steps=10)
 
 
+def test_names_are_those_of_the_builders():
+    assert NAMES == ("wsd", "wsd_s", "cyclic_cosine", "multi_step")
+
+
+OF_CYCLES = {
+    "cycle_ends": ("50,100", [50, 100]),
+    "cycle_peaks": ("1 0.5", [1, 0.5]),
+    "num_rewarmup_steps": ("4", 4),
+    "num_min_steps": ("3", 3),
+    "min_lr_ratio": ("0.2", 0.2),
+    "warmup_start": ("0.1", 0.1),
+}
+ASKED = {
+    "wsd": {
+        "decay_fraction": ("0.3", 0.3),
+        "decay_type": ("power", "power"),
+        "decay_params": ("p=1.5", {"p": 1.5}),
+        "num_min_steps": ("3", 3),
+        "warmup_start": ("0.1", 0.1),
+    },
+    "wsd_s": OF_CYCLES | {"num_decay_steps": ("7", 7), "warmup_type": ("cosine", "cosine")},
+    "cyclic_cosine": OF_CYCLES,
+    "multi_step": {"milestones": ("60 80", [60, 80]), "multipliers": ("0.5, 0.2", [0.5, 0.2])},
+}
+
+
+@pytest.mark.parametrize("door", ["kwargs as typed", "kwargs", "launcher", "environment"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_schedule_is_built_from_the_environment(name, monkeypatch):
-    monkeypatch.setenv("HF_WSD_DECAY_FRACTION", "0.3")
-    built = build_schedule(name, num_training_steps=100)
-    assert built == BUILDERS[name](100, decay_fraction=0.3)
+def test_every_setting_comes_through_every_door(name, door, monkeypatch):
+    typed, meant = ({key: pair[i] for key, pair in ASKED[name].items()} for i in (0, 1))
+    kwargs, settings = {}, NOTHING
+    if door.startswith("kwargs"):
+        kwargs = meant if door == "kwargs" else typed
+    elif door == "launcher":
+        settings = Settings.make(**typed)
+    else:
+        for key, text in typed.items():
+            monkeypatch.setenv(f"HF_WSD_{key.upper()}", text)
+        settings = Settings.from_env()
+    assert build(name, kwargs, settings) == BUILDERS[name](100, num_warmup_steps=10, **meant)
+
+
+@pytest.mark.parametrize("kwargs", [{"rewarmup_fraction": "0.1"}, {"rewarmup_fraction": 0.1}])
+def test_rewarmup_fraction_is_understood(kwargs):
+    built = build("wsd_s", kwargs | {"cycle_ends": "50 100"})
+    assert built == wsd_s(cycle_ends=[50, 100], num_warmup_steps=10, rewarmup_fraction=0.1)
+
+
+@pytest.mark.parametrize("fractions", ["0.5 0.75", "0.5,0.75", [0.5, 0.75], ["0.5", "0.75"], (0.5, 0.75)])
+def test_milestone_fractions_are_understood_in_every_writing(fractions):
+    assert build("multi_step", {"milestone_fractions": fractions}) == multi_step(
+        100, num_warmup_steps=10, milestone_fractions=[0.5, 0.75]
+    )
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_environment_is_read_if_no_settings_are_given(name, monkeypatch):
+    key, (typed, meant) = next(iter(ASKED[name].items()))
+    monkeypatch.setenv(f"HF_WSD_{key.upper()}", typed)
+    assert build_schedule(name, num_training_steps=100) == BUILDERS[name](100, **{key: meant})
+
+
+# --- lengths in tokens, samples and parts ---
+
+PER_STEP = Settings(tokens_per_step=1000, samples_per_step=64)
+
+
+@pytest.mark.parametrize("length", ["20", "20K", "20000tokens", "0.02M", "1280samples", "20%", "20steps"])
+@pytest.mark.parametrize("key", ["num_decay_steps", "num_min_steps"])
+def test_length_is_understood_in_every_unit(key, length):
+    assert build(kwargs={key: length}, settings=PER_STEP) == wsd(100, num_warmup_steps=10, **{key: 20})
+
+
+@pytest.mark.parametrize("ends", ["50K 100K", ["50K", 100], "50%,100%", ["3200samples", "100K"]])
+def test_cycle_ends_are_understood_in_every_unit(ends):
+    built = build("wsd_s", {"cycle_ends": ends}, PER_STEP)
+    assert built == wsd_s(cycle_ends=[50, 100], num_warmup_steps=10)
+
+
+def test_rewarmup_and_cycles_in_tokens_are_understood_by_cyclic_cosine():
+    built = build("cyclic_cosine", {"cycle_ends": "50K 100K", "num_rewarmup_steps": "5K"}, PER_STEP)
+    assert built == cyclic_cosine(cycle_ends=[50, 100], num_warmup_steps=10, num_rewarmup_steps=5)
+
+
+def test_milestones_in_tokens_are_understood():
+    assert build("multi_step", {"milestones": ["60K", "80K"]}, PER_STEP) == multi_step(
+        100, num_warmup_steps=10, milestones=[60, 80]
+    )
+
+
+def test_stable_steps_in_tokens_are_checked():
+    with pytest.raises(ScheduleError, match=r"num_stable_steps \(50\)"):
+        build(kwargs={"num_decay_steps": 20, "num_stable_steps": "50K"}, settings=PER_STEP)
+
+
+def test_length_in_tokens_by_the_launcher_is_understood():
+    settings = Settings.make(num_decay_steps="20K", tokens_per_step="1000")
+    assert build(settings=settings) == wsd(100, num_warmup_steps=10, num_decay_steps=20)
+
+
+def test_length_in_tokens_in_the_environment_is_understood(monkeypatch):
+    monkeypatch.setenv("HF_WSD_NUM_DECAY_STEPS", "20K")
+    monkeypatch.setenv("HF_WSD_TOKENS_PER_STEP", "1000")
+    assert build_schedule("wsd", num_training_steps=100) == wsd(100, num_decay_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [
+        ("200K", r"200K is tokens, but the tokens of one step are not known here: .*--tokens-per-step"),
+        ("640samples", r"640samples is samples, but the samples of one step are not known here: .*--samples-per-step"),
+    ],
+)
+@pytest.mark.parametrize(("name", "key"), [("wsd", "num_decay_steps"), ("wsd_s", "cycle_ends")])
+def test_length_whose_steps_nobody_knows_is_refused_with_the_repair(name, key, length, why):
+    with pytest.raises(ScheduleError, match=why):
+        build(name, {key: [length] if key == "cycle_ends" else length})
+
+
+def test_part_of_a_run_without_a_length_is_refused():
+    with pytest.raises(ScheduleError, match="10% is a part of a whole that has no length here: give steps or tokens"):
+        build("wsd_s", {"cycle_ends": [50, 100], "num_decay_steps": "10%"}, steps=None)
+
+
+def test_length_below_half_a_step_is_refused_with_the_numbers():
+    with pytest.raises(ScheduleError, match="400tokens is less than half a step of 1000 tokens"):
+        build(kwargs={"num_decay_steps": "400tokens"}, settings=PER_STEP)
+
+
+def test_trunk_keeps_a_decay_in_tokens_out_of_its_schedule():
+    settings = Settings.make(trunk=True, num_decay_steps="20K")
+    assert build(settings=settings) == wsd(num_warmup_steps=10, num_decay_steps=0)
 
 
 def test_setting_given_twice_alike_is_one_setting():
@@ -149,7 +286,20 @@ def test_unknown_setting_is_answered_with_the_nearest(name, key, nearest):
         build(name, {key: 1})
 
 
-@pytest.mark.parametrize(("name", "key"), [("wsd", "cycle_ends"), ("wsd_s", "num_stable_steps")])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("wsd", "cycle_ends"),
+        ("wsd", "cycle_peaks"),
+        ("wsd", "num_rewarmup_steps"),
+        ("wsd_s", "num_stable_steps"),
+        ("wsd_s", "milestones"),
+        ("cyclic_cosine", "decay_fraction"),
+        ("cyclic_cosine", "decay_type"),
+        ("multi_step", "num_decay_steps"),
+        ("multi_step", "min_lr_ratio"),
+    ],
+)
 def test_setting_of_the_other_schedule_is_refused(name, key):
     with pytest.raises(SettingsError, match=f"unknown setting '{key}'"):
         build(name, {key: 5})
@@ -161,6 +311,12 @@ def test_setting_of_the_other_schedule_is_refused(name, key):
 def test_arguments_that_transformers_gives_itself_are_no_settings(key):
     with pytest.raises(SettingsError, match=f"unknown setting '{key}'"):
         build(kwargs={key: 5})
+
+
+@pytest.mark.parametrize("name", ["cyclic_cosine", "multi_step"])
+def test_trunk_of_a_schedule_that_has_none_is_refused(name):
+    with pytest.raises(SettingsError, match=rf"unknown setting .*lr_scheduler_type {name}"):
+        build(name, settings=Settings(trunk=True))
 
 
 def test_cycles_by_the_launcher_are_refused_for_wsd():
@@ -194,7 +350,7 @@ def test_trunk_with_cycles_is_refused(make):
 @pytest.mark.parametrize("value", ["many", "", [], {}, [20], "20 30"])
 @pytest.mark.parametrize("key", ["num_decay_steps", "decay_fraction", "min_lr_ratio"])
 def test_value_that_is_no_number_is_refused_by_name(key, value):
-    with pytest.raises(SettingsError, match=f"{key}=.* cannot be read as a"):
+    with pytest.raises(SettingsError, match=f"{key}=.* cannot be read as"):
         build(kwargs={key: value})
 
 
@@ -223,23 +379,29 @@ def test_unknown_shape_is_refused(key, value):
         build(kwargs={key: value})
 
 
-def test_setting_without_a_meaning_cannot_be_cast():
-    with pytest.raises(SettingsError, match="decay_fraction='a tenth' cannot be read as a number"):
-        cast("decay_fraction", "a tenth")
-
-
 # --- settings by name and by variable ---
 
+lengths = st.sampled_from(["200K", "1.5B", "640samples", "10%", "2048tokens"])
 given_settings = st.fixed_dictionaries(
     {},
     optional={
         "trunk": st.booleans(),
         "budgets": st.lists(st.sampled_from(["1M", "2.5B", "300"]), max_size=3),
-        "num_decay_steps": st.integers(0, 10**9),
+        "num_decay_steps": st.integers(0, 10**9) | lengths,
         "decay_fraction": st.floats(0.001, 0.999),
         "decay_type": st.sampled_from(["linear", "1-sqrt"]),
         "min_lr_ratio": st.floats(0, 1),
         "warmup_type": st.just("cosine"),
+        "decay_params": st.dictionaries(st.sampled_from(["p", "half_life", "factor"]), st.floats(1e-300, 1e300)),
+        "num_min_steps": st.integers(0, 10**9) | lengths,
+        "warmup_start": st.floats(0, 1),
+        "cycle_peaks": st.lists(st.floats(0.01, 1), max_size=3),
+        "num_rewarmup_steps": st.integers(0, 10**9) | lengths,
+        "rewarmup_fraction": st.floats(0.001, 0.999),
+        "milestones": st.lists(st.integers(1, 10**9) | lengths, max_size=3),
+        "milestone_fractions": st.lists(st.floats(0.001, 0.999), max_size=3),
+        "multipliers": st.lists(st.floats(0, 1), max_size=3),
+        "samples_per_step": st.integers(1, 10**12),
         "tokens_per_step": st.integers(1, 10**12),
         "branch": st.just("runs/a b/_branches/80-linear-20"),
     },
@@ -259,8 +421,18 @@ def test_given_settings_make_the_same_settings(values):
 
 
 def test_cycle_ends_survive_the_environment():
-    settings = Settings.make(cycle_ends="100 200")
-    assert Settings.from_env(settings.to_env()).cycle_ends == (100, 200)
+    settings = Settings.make(cycle_ends="100 200 1M 50%")
+    assert Settings.from_env(settings.to_env()).cycle_ends == (100, 200, "1M", "50%")
+
+
+def test_parameters_of_a_shape_are_one_variable():
+    assert Settings.make(decay_params={"p": 1.5, "q": 2}).to_env() == {"HF_WSD_DECAY_PARAMS": "p=1.5 q=2"}
+
+
+@given(values=given_settings)
+def test_given_settings_are_json(values):
+    given = Settings.make(**values).given()
+    assert json.loads(json.dumps(given)) == given
 
 
 def test_no_variables_are_no_settings():
@@ -304,6 +476,12 @@ def test_switch_that_is_neither_on_nor_off_is_refused(text):
         ("HF_WSD_TOKENS_PER_STEP", "-5"),
         ("HF_WSD_TOKENS_PER_STEP", "1.5"),
         ("HF_WSD_TOKENS_PER_STEP", "2K"),
+        ("HF_WSD_SAMPLES_PER_STEP", "0"),
+        ("HF_WSD_CYCLE_ENDS", "50X 100"),
+        ("HF_WSD_CYCLE_PEAKS", "1 half"),
+        ("HF_WSD_DECAY_PARAMS", "p"),
+        ("HF_WSD_DECAY_PARAMS", "p=much"),
+        ("HF_WSD_MULTIPLIERS", "a tenth"),
         ("HF_WSD_BUDGETS", "1M 2X"),
         ("HF_WSD_BUDGETS", "1.5"),
     ],
