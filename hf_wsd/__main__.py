@@ -27,7 +27,7 @@ def flags() -> argparse.ArgumentParser:
         usage="%(prog)s [flags] SCRIPT.py [script arguments]  (or: [flags] -m MODULE [module arguments])",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Give the script --lr_scheduler_type wsd, wsd_s, cyclic_cosine or multi_step. N is steps, 10%% of the "
+        epilog="Give the script --lr_scheduler_type wsd, wsd_s, cyclic_cosine or multi_step. N is steps, 10% of the "
         "run, or with --tokens-per-step tokens (2M). Each flag is a variable: HF_WSD_DECAY_FRACTION=0.2.",
         allow_abbrev=False,
     )

@@ -49,6 +49,7 @@ def test_decaying_again_trains_nothing(family):
     assert before == {path: path.stat().st_mtime_ns for path in family.rglob("checkpoint-*")}
 
 
+@pytest.mark.slow  # on another worker the family is trained once more
 def test_killed_branch_goes_on_from_its_newest_whole_checkpoint(family, tmp_path):
     again = Path(shutil.copytree(family, tmp_path / "run"))
     branch = again / "_branches" / "30-1-sqrt-10"
