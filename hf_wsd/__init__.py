@@ -22,6 +22,7 @@ _HOMES = {
     "constant": "baselines",
     "Length": "lengths",
     "Plan": "plan",
+    "Preview": "preview",
     "Lineage": "lineage",
     "fork": "forking",
     "read_run": "family",

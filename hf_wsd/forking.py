@@ -20,6 +20,7 @@ from hf_wsd.lengths import show_tokens
 from hf_wsd.lineage import BRANCHES, RECORD, Lineage, Parent
 from hf_wsd.plan import Decay, Plan, branch_name
 from hf_wsd.segment import Phase
+from hf_wsd.shape_lookup import find_shape
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
@@ -125,11 +126,10 @@ def fork_all(
     settings = run.latest.settings
     if decay_type is None:  # parameters belong to their shape
         decay_type, decay_params = settings.get("decay_type"), decay_params or settings.get("decay_params")
-    shape: dict[str, Any] = {
-        "decay_type": decay_type or "1-sqrt",
-        "decay_params": decay_params,
-        "final": settings.get("min_lr_ratio") if min_lr_ratio is None else min_lr_ratio,
-    }
+    decay_type = decay_type or "1-sqrt"
+    if min_lr_ratio is None and find_shape(decay_type).own_end is None:
+        min_lr_ratio = settings.get("min_lr_ratio")
+    shape: dict[str, Any] = {"decay_type": decay_type, "decay_params": decay_params, "final": min_lr_ratio}
     branches = (fork(run, decay, **shape, name=name) for decay in plan.decays)
     return list({branch.folder: branch for branch in branches}.values())  # 2M and its number of steps are one branch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from trainer_runs import FAMILY, record_command, train_here
 
 from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
 from hf_wsd.family import read_run
-from hf_wsd.forking import fork, plan_decays, prepare
+from hf_wsd.forking import fork, fork_all, plan_decays, prepare
 from hf_wsd.lineage import Command
 from hf_wsd.plan import Decay
 from hf_wsd.running import branch_command, locked, run_branches
@@ -196,3 +197,26 @@ def test_branch_whose_process_fails_is_reported_with_the_end_of_its_log(trunk, t
     assert events[0] == "started"
     assert "failed (exit 1)" in events[1]
     assert "no GPU today" in events[1]
+
+
+# --- shapes ---
+
+
+def test_branches_have_the_shape_that_was_asked_for(trunk):
+    run = read_run(trunk)
+    (branch,) = fork_all(run, plan_decays(run, at=[30]), decay_type="power", decay_params={"p": 3})
+    assert branch.folder.name == "30-power-p3-10"
+    assert branch.record.schedule == run.latest.schedule.fork(30, decay_steps=10, shape="power", params={"p": 3})
+
+
+def test_minimum_of_the_trunk_is_not_asked_of_a_shape_with_an_end_of_its_own(trunk):
+    run = read_run(trunk)
+    run = replace(run, records={s: replace(r, settings={"min_lr_ratio": 0.1}) for s, r in run.records.items()})
+    half_life = {"decay_type": "half-life", "decay_params": {"half_life": 2}}
+    (branch,) = fork_all(run, plan_decays(run, at=["30"], num_decay_steps=4), **half_life)
+    assert branch.record.schedule(branch.end) == 0.25
+
+
+def test_fork_point_may_be_given_in_tokens(trunk):
+    run = read_run(trunk)
+    assert [decay.fork for decay in plan_decays(run, at=["960tokens", "120samples"]).decays] == [15, 30]
