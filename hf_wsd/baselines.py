@@ -78,7 +78,7 @@ def cyclic_cosine(
     rest = count("num_min_steps", num_min_steps)
     rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
-    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks)):
+    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks, minimum=minimum)):
         climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
         warmup = warmup_segment(climb, start=begin, end=peak, shape="linear")
         steps = end - start - climb - rest

@@ -123,7 +123,7 @@ def wsd_s(
     begin = minimum or 0.0 if warmup_start is None else warmup_start
     rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
-    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks)):
+    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks, minimum=minimum)):
         steps = decay_length(end - start, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
         count("num_decay_steps of wsd_s", steps, at_least=1)
         climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)

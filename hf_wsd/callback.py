@@ -17,8 +17,8 @@ from hf_wsd.lineage import RECORD
 from hf_wsd.randomness import Randomness
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
 from hf_wsd.segment import Phase
-from hf_wsd.settings import Settings
-from hf_wsd.start import Start, refuse_ignored_settings, start_run
+from hf_wsd.settings import Settings, refuse_ignored_settings
+from hf_wsd.start import Start, start_run
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +60,8 @@ class WSDCallback(TrainerCallback):
         scheduler, settings = find_wsd_scheduler(lr_scheduler), Settings.from_env()
         self._scheduler = None
         if scheduler is None:
-            return refuse_ignored_settings(settings, args)
+            kind = args.lr_scheduler_type
+            return refuse_ignored_settings(settings, getattr(kind, "value", kind))
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
             return None
         dataset = getattr(train_dataloader, "dataset", None)

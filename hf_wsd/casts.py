@@ -41,7 +41,9 @@ def _numbers(value: Any) -> list[float]:
 
 def _named_numbers(value: Any) -> dict[str, int | float]:
     """`p=1.5`, several apart from each other by commas or spaces, or a mapping."""
-    pairs = value.items() if isinstance(value, Mapping) else [word.split("=") for word in _words(value)]
+    pairs = list(value.items() if isinstance(value, Mapping) else [word.split("=") for word in _words(value)])
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name twice")
     return {str(name): _whole_number(number) for name, number in pairs}
 
 

@@ -161,7 +161,7 @@ def spread(argv: Sequence[str]) -> list[str]:
     spread_out: list[str] = []
     for word in argv:
         before = spread_out[-2:-1]
-        if before in (["--budgets"], ["--at"]) and is_length(word):
+        if (before in (["--budgets"], ["--at"]) and is_length(word)) or (before == ["--decay-params"] and "=" in word):
             spread_out += before
         spread_out.append(word)
     return spread_out

@@ -87,15 +87,18 @@ def read_cycle_ends(total: int | None, ends: Any) -> list[int]:
     return steps
 
 
-def cycles(ends: list[int], peaks: Sequence[float] | None) -> list[tuple[int, int, float]]:
+def cycles(
+    ends: list[int], peaks: Sequence[float] | None, *, minimum: float | None = None
+) -> list[tuple[int, int, float]]:
     """Start, end and peak of each cycle; without peaks, 1.
 
     Raises:
-        ScheduleError: another number of peaks than of cycles, or one outside (0, 1].
+        ScheduleError: another number of peaks than of cycles, or one that is not above `minimum` and at most 1.
 
     >>> cycles([100, 300], [1, 0.5])
     [(0, 100, 1.0), (100, 300, 0.5)]
     """
+    given = peaks is not None
     if peaks is None:
         peaks = [1.0] * len(ends)
     peaks = read_list("cycle_peaks", peaks)
@@ -104,6 +107,8 @@ def cycles(ends: list[int], peaks: Sequence[float] | None) -> list[tuple[int, in
     for peak in peaks:
         if ratio("a multiplier of cycle_peaks", peak) == 0:
             raise ScheduleError("a multiplier of cycle_peaks must be above 0: at lr 0 nothing is learned")
+        if given and minimum is not None and peak <= minimum:
+            raise ScheduleError(f"a peak of {peak:g} leaves nothing to decay to min_lr_ratio {minimum:g}: lower that")
     return list(zip([0, *ends[:-1]], ends, map(float, peaks), strict=True))
 
 

@@ -71,8 +71,10 @@ class Run:
         for step, kind in self.identity.schedule.checkpoint_steps().items():
             if kind == "pre-decay":
                 fork = step
-            elif step > begin:
-                yield fork, step
+            else:
+                if step > begin:
+                    yield fork, step
+                fork = step  # a cycle without a stable phase decays from where the last one ended
 
     def tokens_at(self, step: int) -> int | None:
         """Tokens seen after that many updates: as counted by the run, else by the tokens of a step."""
@@ -125,7 +127,7 @@ def read_run(path: Path | str) -> Run:
     if not records and planned is None:
         raise RecordError(
             f"{path} is no run of hf_wsd: it has no checkpoint with a {RECORD}. Give the --output_dir of a run that "
-            "was trained with --lr_scheduler_type wsd or wsd_s"
+            "was trained with --lr_scheduler_type wsd, wsd_s, cyclic_cosine or multi_step"
         )
     branches = (read_run(folder) for folder in (path / BRANCHES).glob("*") if (folder / RECORD).exists())
     return Run(

@@ -116,19 +116,20 @@ def fork_all(
     min_lr_ratio: float | None = None,
     name: str | None = None,
 ) -> list[Branch]:
-    """The branches of a plan; shape and minimum are those that the trunk was started with, where nothing is said.
+    """The branches of a plan; shape and minimum are those of the trunk (or of the line's own decays) by default.
 
     Raises:
         RunError: one name for several branches. WSDError: as in `fork`.
     """
     if name is not None and len(plan.decays) > 1:
         raise RunError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
-    settings = run.latest.settings
+    settings, schedule = run.latest.settings, run.latest.schedule
+    own = next((s for s in schedule.segments if s.phase is Phase.DECAY and s.shape != "constant"), None)  # of a line
     if decay_type is None:  # parameters belong to their shape
-        decay_type, decay_params = settings.get("decay_type"), decay_params or settings.get("decay_params")
-    decay_type = decay_type or "1-sqrt"
+        decay_type = settings.get("decay_type") or (own.shape if own else "1-sqrt")
+        decay_params = decay_params or settings.get("decay_params")
     if min_lr_ratio is None and find_shape(decay_type).own_end is None:
-        min_lr_ratio = settings.get("min_lr_ratio")
+        min_lr_ratio = settings.get("min_lr_ratio", own.end if own else None)
     shape: dict[str, Any] = {"decay_type": decay_type, "decay_params": decay_params, "final": min_lr_ratio}
     branches = (fork(run, decay, **shape, name=name) for decay in plan.decays)
     return list({branch.folder: branch for branch in branches}.values())  # 2M and its number of steps are one branch
@@ -206,5 +207,7 @@ def plan_decays(
 
 
 def _samples_per_step(record: Lineage) -> int | None:
+    if asked := record.settings.get("samples_per_step"):
+        return int(asked)
     parts = [part for name in _BATCH if isinstance(part := record.setup.get(name), int)]
     return prod(parts) if len(parts) == len(_BATCH) else None

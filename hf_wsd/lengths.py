@@ -29,7 +29,7 @@ def is_length(text: Any) -> bool:
     if match is None or float(match[1] or match[4]) <= 0:
         return False
     number, kind = _read(match)
-    return kind != "steps" or number == round(number)
+    return kind == "part" or number == round(number)
 
 
 def _read(match: re.Match[str]) -> tuple[float, str]:
@@ -127,7 +127,7 @@ _UNKNOWN = {
     "a step has (--tokens-per-step)",
     "samples": "is samples, but the samples of one step are not known here: give lengths in steps, or say how many "
     "samples a step has (--samples-per-step)",
-    "part": "is a part of a whole that has no length here: give steps or tokens, or the whole (`hf-wsd plan --of 10B`)",
+    "part": "is a part of a whole that has no length here: give the longest in steps or tokens (or `hf-wsd plan --of`)",
 }
 
 

@@ -129,7 +129,7 @@ class Plan:
         [100, 1000]
         """
         known = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
-        decay_steps = to_steps(num_decay_steps, **known)
+        decay_steps = to_steps(num_decay_steps, **known) if forks else None
         decays = []
         for length in forks:
             fork = count("fork point", to_steps(length, **known), at_least=1)

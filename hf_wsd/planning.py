@@ -13,7 +13,9 @@ import typer
 from hf_wsd.casts import cast
 from hf_wsd.errors import SettingsError
 from hf_wsd.lengths import Length, to_steps
+from hf_wsd.plan import read_budgets
 from hf_wsd.preview import Preview
+from hf_wsd.schedule_plots import plan_figure, schedules_figure
 from hf_wsd.shapes import shape_names
 from hf_wsd.show import last_shown, preview_text, schedule_text, side_by_side
 from hf_wsd.sources import read_schedule
@@ -49,25 +51,25 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Say what a family will take before it is trained; or show a schedule, or two side by side."""
-    if schedules and (budgets or commands):
-        raise SettingsError("show a SCHEDULE, or plan --budgets (and print --commands): one of the two")
-    if every and not schedules:
-        raise SettingsError("--every is for showing a SCHEDULE: leave it out")
-    if schedules:
-        return show_schedules(schedules, every=every, plot=plot, as_json=as_json)
     decay = {"decay_fraction": decay_fraction, "num_decay_steps": decay_steps, "min_lr_ratio": min_lr_ratio}
     shape = {"decay_type": decay_type, "decay_params": decay_params or None}
     per_step = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
     sizes = {"parameters": model_size, "tokens_per_second": throughput}
+    given = [*(decay | shape | per_step | sizes).values(), of, budgets, commands or None]
+    if schedules and (any(value is not None for value in given) or (method, warmup) != ("wsd", "0")):
+        raise SettingsError("show a SCHEDULE, or plan --budgets and their options: one of the two")
+    if commands and as_json:
+        raise SettingsError("--commands are lines for a shell: leave out --json")
+    if every and not schedules:
+        raise SettingsError("--every is for showing a SCHEDULE: leave it out")
+    if schedules:
+        return show_schedules(schedules, every=every, plot=plot, as_json=as_json)
     preview = read_preview(method, budgets or [], of=of, warmup=warmup, **decay, **shape, **per_step, **sizes)
     if plot:
-        from hf_wsd.schedule_plots import plan_figure
-
         _save(plan_figure(preview), plot)
     if commands:
-        asked = {"--tokens-per-step": tokens_per_step, "--samples-per-step": samples_per_step}
-        flag = " ".join(f"{name} {_number(name, size)}" for name, size in asked.items() if size)
-        print("\n".join(preview.commands(output_dir, script=script, launcher=launcher, per_step=flag)))
+        known = (f"--{name.replace('_', '-')} {_number(name, size)}" for name, size in per_step.items() if size)
+        print("\n".join(preview.commands(output_dir, script=script, launcher=launcher, per_step=" ".join(known))))
     else:
         print(json.dumps(preview.to_dict(), indent=1) if as_json else preview_text(preview))
 
@@ -84,7 +86,8 @@ def read_preview(method: str, budgets: list[str], *, of: str | None, warmup: str
     numbers = {name: _number(name, typed.pop(name, None)) for name in ("tokens_per_step", "samples_per_step")}
     sizes = {name: _number(name, typed.pop(name, None)) for name in ("parameters", "tokens_per_second")}
     decay = {name: cast(name, value) for name, value in typed.items()}
-    warmup_steps = 0 if warmup == "0" else to_steps(warmup, **numbers, of=to_steps(of, **numbers))
+    _, whole = read_budgets(budgets, of=of, **numbers)
+    warmup_steps = 0 if warmup == "0" else to_steps(warmup, **numbers, of=whole)
     lengths = numbers | {"of": of}
     return Preview.make(method, budgets, num_warmup_steps=warmup_steps, lengths=lengths, **sizes, **decay)
 
@@ -115,8 +118,6 @@ def show_schedules(sources: list[str], *, every: int | None, plot: Path | None, 
     schedules = [schedule for schedule, _ in found]
     stop = max((last for _, last in found if last is not None), default=None)
     if plot:
-        from hf_wsd.schedule_plots import schedules_figure
-
         _save(schedules_figure(dict(zip(_names(sources), schedules, strict=True)), stop=stop), plot)
     if as_json:
         difference = {"first_differing_step": schedules[0].first_difference(schedules[1])} if len(found) == 2 else {}

@@ -16,7 +16,7 @@ from hf_wsd.settings import NAMES, Settings
 
 
 def register(**settings: Any) -> None:
-    """Make `--lr_scheduler_type wsd` and `wsd_s` work in this process, and give every Trainer a `WSDCallback`.
+    """Make `--lr_scheduler_type` know our names in this process, and give every Trainer a `WSDCallback`.
 
     Call it before arguments are parsed. Calling it again changes nothing but the settings.
 

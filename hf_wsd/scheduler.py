@@ -143,14 +143,14 @@ def get_scheduler(
     num_training_steps: int | None = None,
     scheduler_specific_kwargs: dict[str, Any] | None = None,
 ) -> LRScheduler:
-    """The scheduler of that name: "wsd" and "wsd_s" are ours, any other is transformers' own.
+    """The scheduler of that name: "wsd", "wsd_s", "cyclic_cosine", "multi_step" are ours, others transformers' own.
 
     Args:
-        name: "wsd", "wsd_s" or a name of transformers.
+        name: one of ours or of transformers.
         optimizer: the optimizer; its groups' lrs are the peak lrs.
         num_warmup_steps: updates of the warm-up; None is 0 for our names.
         num_training_steps: updates of the run; may be None for a trunk.
-        scheduler_specific_kwargs: keyword arguments of `hf_wsd.wsd` or `hf_wsd.wsd_s`.
+        scheduler_specific_kwargs: keyword arguments of the builder of that name, such as `hf_wsd.wsd`.
 
     Raises:
         WSDError: an unknown or doubled setting, or lengths that do not fit.

@@ -154,16 +154,28 @@ class Settings:
         return {"num_decay_steps": self.num_decay_steps, "decay_fraction": self.decay_fraction}
 
     def schedule_kwargs(self) -> dict[str, Any]:
-        """The settings as keyword arguments of a builder; those of a trunk's later decays are not among them."""
-        kwargs = {name: value for name, value in self.given().items() if name in _KWARGS}
-        if self.trunk:
-            kwargs = {k: v for k, v in kwargs.items() if k not in ("decay_fraction", "num_decay_steps")}
-            kwargs["num_decay_steps"] = 0
-        return kwargs
+        """The settings as keyword arguments of a builder."""
+        return {name: value for name, value in self.given().items() if name in _KWARGS}
 
     def per_step(self) -> dict[str, int | None]:
         """Tokens and samples of one update, as `Length.steps` takes them."""
         return {"tokens_per_step": self.tokens_per_step, "samples_per_step": self.samples_per_step}
+
+
+def refuse_ignored_settings(settings: Settings, name: str) -> None:
+    """Refuse settings that a scheduler which is not ours would ignore.
+
+    Raises:
+        SettingsError: something is set.
+
+    >>> refuse_ignored_settings(Settings(), "cosine")
+    """
+    if given := ", ".join(settings.given()):
+        raise SettingsError(
+            f"{given} would be ignored: the script's scheduler is {name}. Add --lr_scheduler_type wsd (or "
+            f"{' or '.join(n for n in NAMES if n != 'wsd')}), or leave the setting (a launcher flag or an HF_WSD_* "
+            "variable) out"
+        )
 
 
 def build_schedule(
@@ -197,6 +209,8 @@ def build_schedule(
     given = {key: value for key, value in (kwargs or {}).items() if value is not None}
     allowed = [key for key in inspect.signature(BUILDERS[name]).parameters if key in _KWARGS]
     ours = settings.schedule_kwargs()
+    if settings.trunk and name != "wsd":
+        raise SettingsError(f"a trunk stays at the peak: use --trunk with --lr_scheduler_type wsd, not {name}")
     for key in (*given, *ours):
         if key not in allowed:
             raise SettingsError(f"{unknown('setting', key, allowed)} (lr_scheduler_type {name})")
@@ -210,7 +224,11 @@ def build_schedule(
     if settings.branch:
         return _branch_schedule(settings.branch, num_training_steps)
     known = settings.per_step() | {"of": num_training_steps}
-    merged = {key: _in_steps(value, known) if key in LENGTHS else value for key, value in {**ours, **given}.items()}
+    later = ("num_decay_steps", "decay_fraction") if settings.trunk else ()  # a trunk's decays are no part of it
+    asked = {key: value for key, value in {**ours, **given}.items() if key not in later}
+    merged = {key: _in_steps(value, known) if key in LENGTHS else value for key, value in asked.items()}
+    if settings.trunk:
+        merged["num_decay_steps"] = 0
     return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 from hf_wsd.errors import ShapeError, ShapeImportError, unknown
@@ -142,8 +143,10 @@ def _check_function(name: str, shape: Shape, steps: int, params: Params) -> None
     """Try a user's function wherever it will be asked, or at GRID places and the last: a fall between 1 and 0."""
     places = min(steps, GRID)
     values = [_try(name, shape, x, steps, params) for x in (*(i / places for i in range(places)), (steps - 1) / steps)]
-    if values[-1] > values[0]:
-        raise ShapeError(f"the shape {name} rises, from {values[0]:g} to {values[-1]:g}: a decay falls from 1 to 0")
+    if abs(values[0] - 1) > 1e-6:
+        raise ShapeError(f"the shape {name} starts at {values[0]:g}: a fall starts at 1, the peak")
+    if max(after - before for before, after in pairwise([1.0, *values])) > 1e-9:
+        raise ShapeError(f"the shape {name} rises on its way: a decay falls from 1 to 0")
 
 
 def _try(name: str, shape: Shape, x: float, steps: int, params: Params) -> float:

@@ -149,6 +149,8 @@ def _costs(preview: Preview) -> Iterable[str]:
         parts += [f"{costs['flops']:.3g} FLOPs (6 N D)"] if costs["flops"] is not None else []
         parts += [f"{costs['gpu_hours']:,.1f} GPU-hours"] if costs["gpu_hours"] is not None else []
         yield f"{name}: {', '.join(parts)} = {steps / longest:.0%} of the longest model".replace("%", " %")
+    if preview.tokens_per_step is None and (preview.parameters or preview.tokens_per_second):
+        yield "FLOPs and GPU-hours: say how many tokens a step has (--tokens-per-step)"
     if (disk := preview.disk_bytes) is not None:
         yield (
             f"disk: {len(list(preview.kept()))} checkpoints, {disk / 1e9:.3g} GB ({BYTES_PER_PARAMETER} bytes a "

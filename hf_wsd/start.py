@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from transformers.utils import logging
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
-from hf_wsd.errors import CheckpointError, RunError, ScheduleError, SettingsError
+from hf_wsd.errors import CheckpointError, RunError, ScheduleError
 from hf_wsd.keeper import package_versions
+from hf_wsd.lengths import to_steps
 from hf_wsd.lineage import RECORD, Lineage, Parent
-from hf_wsd.plan import Plan
+from hf_wsd.plan import Plan, read_budgets
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.samples import UNKNOWN, Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
-from hf_wsd.settings import NAMES, Settings
+from hf_wsd.settings import Settings
 
 logger = logging.get_logger(__name__)
 _CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
@@ -59,17 +60,6 @@ class Start:
         return self.record.schedule
 
 
-def refuse_ignored_settings(settings: Settings, args: TrainingArguments) -> None:
-    """Raise SettingsError if the user asked for something that a scheduler which is not ours would ignore."""
-    if given := ", ".join(settings.given()):
-        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        raise SettingsError(
-            f"{given} would be ignored: the script's scheduler is {name}. Add --lr_scheduler_type wsd (or "
-            f"{' or '.join(n for n in NAMES if n != 'wsd')}), or leave the setting (a launcher flag or an HF_WSD_* "
-            "variable) out"
-        )
-
-
 def start_run(
     scheduler: WSDScheduler,
     settings: Settings,
@@ -90,8 +80,10 @@ def start_run(
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
-    per_step: dict[str, Any] = {"tokens_per_step": tokens_per_step, "samples_per_step": _samples_per_step(args)}
-    plan = _plan(scheduler.schedule, settings, per_step, args, state)
+    samples_per_step = settings.samples_per_step or _samples_per_step(args)
+    per_step: dict[str, Any] = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
+    asked = _asked(settings, args, state, per_step)
+    plan = _plan(scheduler.schedule, settings, asked, per_step, args, state)
     last_step = _last_step(scheduler.schedule, plan, args, state)
     before = _record_before(args, state)
     intent, parent = _origin(scheduler, args, state, before=before, planned=planned)
@@ -109,7 +101,7 @@ def start_run(
         peak_lrs=tuple(scheduler.peak_lrs),
         losses=before.losses if before else {},
         setup=_setup(args),
-        settings=_asked(settings, args),
+        settings=asked,
         data=samples.fingerprint,
         skipped_updates=before.skipped_updates if before else 0,
         command=capture_command(args.world_size),
@@ -199,13 +191,17 @@ def _last_step(schedule: Schedule, plan: Plan, args: TrainingArguments, state: T
 def _plan(
     schedule: Schedule,
     settings: Settings,
+    asked: dict[str, Any],
     per_step: dict[str, Any],
     args: TrainingArguments,
     state: TrainerState,
 ) -> Plan:
-    """The decays that the budgets name; those of a branch are none of its own."""
-    budgets = () if settings.branch else settings.budgets
-    plan = Plan.of_budgets(budgets, **per_step, **settings.decay_kwargs())
+    """The decays that the budgets name; those of a branch, or of the run itself, need no fork point."""
+    ends, _ = read_budgets(() if settings.branch else settings.budgets, **per_step)
+    budgets = [str(end) for end in ends if end != schedule.total_steps]
+    length = {name: asked.get(name) for name in ("num_decay_steps", "decay_fraction")}
+    plan = Plan.of_budgets(budgets, tokens_per_step=per_step["tokens_per_step"], **length)
+    plan = replace(plan, decays=tuple(replace(decay, requested=ends[decay.end]) for decay in plan.decays))
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
         if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):
@@ -268,10 +264,18 @@ def _record_before(args: TrainingArguments, state: TrainerState) -> Lineage | No
     return Lineage.read(found[0]) if found and state.global_step else None
 
 
-def _asked(settings: Settings, args: TrainingArguments) -> dict[str, Any]:
-    """The settings of all sources, as defaults of the decays to come; 0 decay steps say no more than trunk."""
+def _asked(
+    settings: Settings, args: TrainingArguments, state: TrainerState, per_step: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of all sources, as defaults of the decays to come; 0 decay steps say no more than trunk.
+
+    The decay's length is kept in steps: 10 % of the longest budget (without budgets: of the run) stays what it is.
+    """
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     asked = {name: cast(name, value) for name, value in kwargs.items()} | settings.given()
+    if "num_decay_steps" in asked:
+        whole = read_budgets(settings.budgets, **per_step)[1] if settings.trunk else None
+        asked["num_decay_steps"] = to_steps(asked["num_decay_steps"], **per_step, of=whole or int(state.max_steps))
     return {name: value for name, value in asked.items() if (name, value) != ("num_decay_steps", 0)}
 
 

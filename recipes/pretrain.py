@@ -140,9 +140,15 @@ def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]
     settings = vars(family) | per_step  # a stream cannot be asked for a sample's length
     if kind in LINES:
         settings["cycle_ends"] = settings.pop("budgets")
-    elif kind not in ("wsd", *LINES):  # another baseline takes its length from the budget, and nothing else
-        settings = {name: settings[name] for name in ("trunk", "decay_fraction", "decay_type")}
-    hf_wsd.register(**{name: value for name, value in settings.items() if value})
+    elif kind != "wsd":  # another baseline takes its length from the budget, and nothing else
+        names = ("trunk", "decay_fraction", "decay_type", *(per_step if kind in NAMES else ()))
+        settings = {name: settings[name] for name in names}
+    asked = Settings.make(**{name: value for name, value in settings.items() if value}).given()
+    before = Settings.from_env()
+    for name, value in before.given().items() if not before.branch else ():
+        if asked.get(name, value) != value:
+            raise SettingsError(f"{name} is given twice: {value} by the launcher or HF_WSD_*, {asked[name]} here")
+    hf_wsd.register(**asked)
 
 
 def set_length(family: FamilyArguments, args: TrainingArguments, per_step: dict[str, int]) -> None:

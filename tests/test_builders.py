@@ -367,7 +367,7 @@ def test_peak_of_zero_is_refused():
 
 
 def test_peak_below_the_minimum_is_refused_with_both():
-    with pytest.raises(ScheduleError, match=r"cannot rise from 0\.05 to 0\.1: give a smaller min_lr_ratio"):
+    with pytest.raises(ScheduleError, match=r"a peak of 0\.05 leaves nothing to decay to min_lr_ratio 0\.1"):
         wsd_s(cycle_ends=[100, 200], cycle_peaks=[1, 0.05], decay_type="linear", min_lr_ratio=0.1)
 
 

@@ -152,7 +152,7 @@ def test_length_that_is_no_text_is_refused(value):
     [
         ("2M", "2M is tokens, but the tokens of one step are not known.*--tokens-per-step"),
         ("640samples", "640samples is samples, but the samples of one step are not known.*--samples-per-step"),
-        ("10%", "10% is a part of a whole that has no length here: give steps or tokens"),
+        ("10%", "10% is a part of a whole that has no length here: give the longest in steps or tokens"),
     ],
 )
 def test_length_needs_to_know_what_a_step_has(text, message):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -185,8 +185,9 @@ def test_picture_of_schedules_is_a_png(plan, tmp_path, sources):
         (("wsd(100)", "--budgets", "100"), "one of the two"),
         (("wsd(100)", "wsd(200)", "wsd(300)"), "one schedule, or two to compare, not 3"),
         (("nonsense",), "is no run, checkpoint or file"),
-        (("--budgets", "10%", "100%"), "`hf-wsd plan --of 10B`"),
-        (("--budgets", "100", "--warmup", "10%"), "`hf-wsd plan --of 10B`"),
+        (("--budgets", "10%", "100%"), "`hf-wsd plan --of`"),
+        (("--budgets", "100", "--commands", "--json"), "leave out --json"),
+        (("wsd(100)", "--method", "cosine"), "one of the two"),
         (("--budgets", "1M"), "--tokens-per-step"),
         (("--budgets", "100", "--warmup", "1M"), "--tokens-per-step"),
         (("--budgets", "640samples"), "--samples-per-step"),
@@ -237,13 +238,15 @@ def test_plan_does_not_import_torch(tmp_path, words):
 
 
 def seconds(*words):
-    begin = time.perf_counter()
+    """Of processor time, which other tests on the same cores do not lengthen: start, imports and answer."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([CONSOLE_SCRIPT, "plan", *words], stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_plan_answers_in_half_a_second():
-    assert any(seconds(*FAMILY, *SIZES) < 0.5 for _ in range(5))  # the best of five: other tests run beside this one
+    assert any(seconds(*FAMILY, *SIZES) < 0.5 for _ in range(5))
 
 
 @pytest.mark.parametrize("method", METHODS)

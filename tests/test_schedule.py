@@ -34,7 +34,7 @@ def cycle_arguments(draw, climbs=few):
     lengths = draw(st.lists(st.integers(40, 60), min_size=1, max_size=3))
     return {
         "cycle_ends": list(accumulate(lengths)),
-        "cycle_peaks": draw(st.lists(st.floats(0.3, 1), min_size=len(lengths), max_size=len(lengths))),
+        "cycle_peaks": draw(st.lists(st.floats(0.31, 1), min_size=len(lengths), max_size=len(lengths))),
         "num_warmup_steps": draw(few),
         "num_rewarmup_steps": draw(climbs),
         "num_min_steps": draw(few),
