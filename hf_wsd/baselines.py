@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hf_wsd.checks import count, fraction, ratio
-from hf_wsd.cycles import cycle, cycles, read_cycle_ends, read_list, rewarmup_length, stable_segment, warmup_segment
+from hf_wsd.cycles import cycle, cycles, read_cycle_ends, read_list, stable_segment, warmup_segment
 from hf_wsd.errors import ScheduleError
 from hf_wsd.lengths import nearest
 from hf_wsd.schedule import Schedule
@@ -76,10 +76,15 @@ def cyclic_cosine(
     ends = read_cycle_ends(num_training_steps, cycle_ends)
     minimum, begin = ratio("min_lr_ratio", min_lr_ratio), warmup_start
     rest = count("num_min_steps", num_min_steps)
-    rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
-    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks, minimum=minimum)):
-        climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
+    for start, end, peak, climb in cycles(
+        ends,
+        cycle_peaks,
+        minimum=minimum,
+        num_warmup_steps=num_warmup_steps,
+        num_rewarmup_steps=num_rewarmup_steps,
+        rewarmup_fraction=rewarmup_fraction,
+    ):
         warmup = warmup_segment(climb, start=begin, end=peak, shape="linear")
         steps = end - start - climb - rest
         if steps < 1:
@@ -125,20 +130,17 @@ def multi_step(
         milestones = [nearest(fraction("a milestone fraction", part) * total) for part in parts]
     steps = [count("a milestone", step, at_least=1) for step in read_list("milestones", milestones)]
     levels = [1.0, *(ratio("a multiplier", level) for level in read_list("multipliers", multipliers))]
-    borders = [num_warmup_steps, *steps, total]
+    borders = [*steps, total]
     if len(levels) != len(steps) + 1 or not steps:
         raise ScheduleError(f"{len(steps)} milestones need as many multipliers, not {len(levels) - 1}")
-    if any(after < before for before, after in pairwise(borders[:2])) or any(b <= a for a, b in pairwise(borders[1:])):
+    if steps[0] < num_warmup_steps or any(after <= before for before, after in pairwise(borders)):
         raise ScheduleError(
             f"milestones rise from the warm-up's end ({num_warmup_steps}) to the run's ({total}), not as {steps}"
         )
     if any(after > before for before, after in pairwise(levels)):
         raise ScheduleError(f"multipliers fall from the peak on, not as {list(multipliers)}")
-    segments = [
-        *warmup,
-        *stable_segment(steps[0] - num_warmup_steps),
-    ]
-    for (begin, end), level in zip(pairwise(borders[1:]), levels[1:], strict=True):
+    segments = [*warmup, *stable_segment(steps[0] - num_warmup_steps)]
+    for (begin, end), level in zip(pairwise(borders), levels[1:], strict=True):
         segments.append(Segment(phase=Phase.DECAY, steps=end - begin, start=level, end=level))
     return Schedule(tuple(segments))
 

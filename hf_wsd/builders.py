@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_wsd.checks import count, ratio
-from hf_wsd.cycles import cycle, cycles, read_cycle_ends, rewarmup_length, stable_segment, warmup_segment
+from hf_wsd.cycles import cycle, cycles, read_cycle_ends, stable_segment, warmup_segment
 from hf_wsd.errors import ScheduleError, ShapeError
 from hf_wsd.lengths import decay_length
 from hf_wsd.schedule import Schedule
@@ -121,12 +121,17 @@ def wsd_s(
     minimum = None if min_lr_ratio is None else ratio("min_lr_ratio", min_lr_ratio)
     rest = count("num_min_steps", num_min_steps)
     begin = minimum or 0.0 if warmup_start is None else warmup_start
-    rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     segments: list[Segment] = []
-    for i, (start, end, peak) in enumerate(cycles(ends, cycle_peaks, minimum=minimum)):
+    for start, end, peak, climb in cycles(
+        ends,
+        cycle_peaks,
+        minimum=minimum,
+        num_warmup_steps=num_warmup_steps,
+        num_rewarmup_steps=num_rewarmup_steps,
+        rewarmup_fraction=rewarmup_fraction,
+    ):
         steps = decay_length(end - start, num_decay_steps=num_decay_steps, decay_fraction=decay_fraction)
         count("num_decay_steps of wsd_s", steps, at_least=1)
-        climb = num_warmup_steps if i == 0 else rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
         decay = Segment.decay(steps, shape=decay_type, start=peak, end=minimum, params=decay_params)
         warmup = warmup_segment(climb, start=begin, end=peak, shape=warmup_type)
         what = f"the cycle {start}-{end}"

@@ -88,20 +88,26 @@ def read_cycle_ends(total: int | None, ends: Any) -> list[int]:
 
 
 def cycles(
-    ends: list[int], peaks: Sequence[float] | None, *, minimum: float | None = None
-) -> list[tuple[int, int, float]]:
-    """Start, end and peak of each cycle; without peaks, 1.
+    ends: list[int],
+    peaks: Sequence[float] | None = None,
+    *,
+    minimum: float | None = None,
+    num_warmup_steps: int = 0,
+    num_rewarmup_steps: int | None = None,
+    rewarmup_fraction: float | None = None,
+) -> list[tuple[int, int, float, int]]:
+    """Start, end, peak (1 by default) and updates of the climb of each cycle: a warm-up, later re-warm-ups.
 
     Raises:
-        ScheduleError: another number of peaks than of cycles, or one that is not above `minimum` and at most 1.
+        ScheduleError: another number of peaks than of cycles, one that is not above `minimum` and at most 1, or a
+            re-warm-up as in `rewarmup_length`.
 
-    >>> cycles([100, 300], [1, 0.5])
-    [(0, 100, 1.0), (100, 300, 0.5)]
+    >>> cycles([100, 300], [1, 0.5], num_warmup_steps=20, rewarmup_fraction=0.05)
+    [(0, 100, 1.0, 20), (100, 300, 0.5, 10)]
     """
+    rewarmup_length(10**9, num_rewarmup_steps, rewarmup_fraction)  # also refused where no cycle needs one
     given = peaks is not None
-    if peaks is None:
-        peaks = [1.0] * len(ends)
-    peaks = read_list("cycle_peaks", peaks)
+    peaks = [1.0] * len(ends) if peaks is None else read_list("cycle_peaks", peaks)
     if len(peaks) != len(ends):
         raise ScheduleError(f"cycle_peaks has a multiplier for each of the {len(ends)} cycles, not {peaks!r}")
     for peak in peaks:
@@ -109,7 +115,12 @@ def cycles(
             raise ScheduleError("a multiplier of cycle_peaks must be above 0: at lr 0 nothing is learned")
         if given and minimum is not None and peak <= minimum:
             raise ScheduleError(f"a peak of {peak:g} leaves nothing to decay to min_lr_ratio {minimum:g}: lower that")
-    return list(zip([0, *ends[:-1]], ends, map(float, peaks), strict=True))
+    starts = [0, *ends[:-1]]
+    later = [
+        rewarmup_length(end - start, num_rewarmup_steps, rewarmup_fraction)
+        for start, end in zip(starts[1:], ends[1:], strict=True)
+    ]
+    return list(zip(starts, ends, map(float, peaks), [num_warmup_steps, *later], strict=True))
 
 
 def read_list(name: str, values: Any) -> list[Any]:

@@ -7,35 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_wsd.baselines import cosine, cyclic_cosine
-from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.errors import ScheduleError, SettingsError, unknown
+from hf_wsd.legs import LEGS, METHODS, Leg, leg_to
 from hf_wsd.lengths import to_steps
-from hf_wsd.plan import Plan, branch_name, read_budgets, training_flops
-from hf_wsd.schedule import Schedule
+from hf_wsd.plan import read_budgets, training_flops
 from hf_wsd.segment import Phase
 
-METHODS = ("wsd", "wsd_s", "cosine", "cyclic_cosine")
 BYTES_PER_PARAMETER = 12  # fp32 weights and AdamW's two moments, as Trainer saves them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One run: from the checkpoint at step `start` (0: from the beginning) to step `end` on its schedule.
-
-    >>> Leg(name="trunk", schedule=wsd(num_decay_steps=0), start=0, end=900).steps
-    900
-    """
-
-    name: str
-    schedule: Schedule
-    start: int
-    end: int
-
-    @property
-    def steps(self) -> int:
-        """Updates that the run makes itself."""
-        return self.end - self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +114,7 @@ class Preview:
         per_step = {name: size for name, size in known.items() if name != "of"}
         if "num_decay_steps" in decay:
             decay["num_decay_steps"] = to_steps(decay["num_decay_steps"], **per_step, of=whole)
-        make_legs = {"wsd": _trunk_and_branches, "wsd_s": _line, "cosine": _separate, "cyclic_cosine": _cycles}[method]
-        legs = tuple(make_legs(list(ends), num_warmup_steps, decay))
+        legs = tuple(LEGS[method](list(ends), num_warmup_steps, decay))
         models = (Model(budget=str(asked), decay_from=_decay_start(legs, end), end=end) for end, asked in ends.items())
         return cls(
             method=method,
@@ -259,34 +236,6 @@ def _words(value: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else shlex.quote(str(value))
 
 
-def _decay_start(legs: tuple[Leg, ...], end: int) -> int:
-    leg = next(leg for leg in legs if leg.start < end <= leg.end and leg.name != "trunk")
-    return [start for start, _, one in leg.schedule.spans() if one.phase is Phase.DECAY and start < end][-1]
-
-
-def _trunk_and_branches(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    length = {name: decay[name] for name in ("num_decay_steps", "decay_fraction") if name in decay}
-    shape = {name: value for name, value in decay.items() if name not in length}
-    plan = Plan.of_budgets([str(end) for end in ends], **length)
-    trunk = wsd(num_warmup_steps=warmup, num_decay_steps=0, **shape)
-    yield Leg(name="trunk", schedule=trunk, start=0, end=plan.trunk_steps)
-    kind, params = shape.get("decay_type", "1-sqrt"), shape.get("decay_params")
-    for one in plan.decays:
-        final = shape.get("min_lr_ratio")
-        schedule = trunk.fork(one.fork, decay_steps=one.steps, shape=kind, final=final, params=params)
-        yield Leg(name=branch_name(one, kind, params), schedule=schedule, start=one.fork, end=one.end)
-
-
-def _line(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    schedule = wsd_s(cycle_ends=ends, num_warmup_steps=warmup, **decay)
-    yield Leg(name="line", schedule=schedule, start=0, end=ends[-1])
-
-
-def _cycles(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    schedule = cyclic_cosine(cycle_ends=ends, num_warmup_steps=warmup, **decay)
-    yield Leg(name="line", schedule=schedule, start=0, end=ends[-1])
-
-
-def _separate(ends: list[int], warmup: int, decay: dict[str, Any]) -> Iterator[Leg]:
-    for end in ends:
-        yield Leg(name=f"cosine-{end}", schedule=cosine(end, num_warmup_steps=warmup, **decay), start=0, end=end)
+def _decay_start(legs: Sequence[Leg], end: int) -> int:
+    spans = leg_to(end, legs).schedule.spans()
+    return [start for start, _, one in spans if one.phase is Phase.DECAY and start < end][-1]

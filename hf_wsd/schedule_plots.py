@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_wsd.legs import Leg, leg_to
 from hf_wsd.lengths import show_tokens
 from hf_wsd.plots import DECAY, TRUNK
-from hf_wsd.preview import Leg, Preview
+from hf_wsd.preview import Preview
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase
 from hf_wsd.show import last_shown
@@ -37,8 +38,8 @@ def plot_plan(ax: Axes, preview: Preview) -> Axes:
             )
     dot: dict[str, Any] = {"color": DECAY, "markersize": 7, "zorder": 3}
     for model in preview.models:
-        leg = next(leg for leg in preview.legs if leg.start < model.end <= leg.end and leg.name != "trunk")
-        start, end = leg.schedule(model.decay_from), leg.schedule(model.end - 1)
+        schedule = leg_to(model.end, preview.legs).schedule
+        start, end = schedule(model.decay_from), schedule(model.end - 1)
         ax.plot(model.decay_from * per_step, start, "o", markerfacecolor="white", gid="fork", **dot)
         ax.plot(model.end * per_step, end, "o", gid="end", **dot)
         ax.annotate(

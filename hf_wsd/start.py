@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -197,11 +197,10 @@ def _plan(
     state: TrainerState,
 ) -> Plan:
     """The decays that the budgets name; those of a branch, or of the run itself, need no fork point."""
-    ends, _ = read_budgets(() if settings.branch else settings.budgets, **per_step)
-    budgets = [str(end) for end in ends if end != schedule.total_steps]
+    ends, whole = read_budgets(() if settings.branch else settings.budgets, **per_step)
+    budgets = [budget for end, budget in ends.items() if end != schedule.total_steps]
     length = {name: asked.get(name) for name in ("num_decay_steps", "decay_fraction")}
-    plan = Plan.of_budgets(budgets, tokens_per_step=per_step["tokens_per_step"], **length)
-    plan = replace(plan, decays=tuple(replace(decay, requested=ends[decay.end]) for decay in plan.decays))
+    plan = Plan.of_budgets(budgets, **per_step, of=str(whole) if whole else None, **length)
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
         if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trainer_runs import lrs_in_an_optimizer
 from transformers import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
@@ -24,18 +24,6 @@ NO_LENGTHS = [True, 1.5, 100.0, "100", float("nan"), float("inf"), -1, [100], {}
 NO_RATIOS = [True, "0.1", float("nan"), float("inf"), -0.1, 1.1, [0.1]]
 BUILDERS = [cosine, cyclic_cosine, multi_step, constant]
 COSINES = [cosine, cyclic_cosine]
-
-
-def lrs_in_an_optimizer(make_scheduler, *, steps, peak=0.1):
-    """The lr with which each update is made."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    scheduler = make_scheduler(optimizer)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return seen
 
 
 # --- cosine ---

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import reference
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainer_runs import lrs_in_an_optimizer
 from transformers import get_wsd_schedule
 
 from hf_wsd.builders import wsd, wsd_s
@@ -23,18 +23,6 @@ def lrs(schedule, steps):
     return [schedule(u) for u in range(steps)]
 
 
-def lrs_in_an_optimizer(make_scheduler, *, steps, peak):
-    """The lr with which each update is made, and the one after the last."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    scheduler = make_scheduler(optimizer)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return [*seen, optimizer.param_groups[0]["lr"]]
-
-
 # --- wsd: transformers' own, to the last bit ---
 
 
@@ -42,8 +30,8 @@ def lrs_in_an_optimizer(make_scheduler, *, steps, peak):
 @given(arguments=reference.wsd_arguments(falls=TRANSFORMERS_SHAPES, longest=25), peak=st.floats(1e-6, 10))
 def test_wsd_in_an_optimizer_is_transformers_to_the_last_bit(arguments, peak):
     steps = arguments["num_training_steps"]
-    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, wsd(**arguments)), steps=steps, peak=peak)
-    theirs = lrs_in_an_optimizer(lambda o: get_wsd_schedule(o, **arguments), steps=steps, peak=peak)
+    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, wsd(**arguments)), steps=steps + 1, peak=peak)
+    theirs = lrs_in_an_optimizer(lambda o: get_wsd_schedule(o, **arguments), steps=steps + 1, peak=peak)
     assert ours == theirs
 
 
@@ -53,8 +41,8 @@ def test_wsd_in_an_optimizer_is_transformers_to_the_last_bit(arguments, peak):
 def test_wsd_given_num_stable_steps_is_transformers_to_the_last_bit(decay_type, warmup_type, min_lr_ratio):
     arguments = {"num_warmup_steps": 13, "num_stable_steps": 31, "num_decay_steps": 17, "min_lr_ratio": min_lr_ratio}
     arguments |= {"decay_type": decay_type, "warmup_type": warmup_type}
-    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, wsd(61, **arguments)), steps=61, peak=3e-4)
-    theirs = lrs_in_an_optimizer(lambda o: get_wsd_schedule(o, **arguments), steps=61, peak=3e-4)
+    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, wsd(61, **arguments)), steps=62, peak=3e-4)
+    theirs = lrs_in_an_optimizer(lambda o: get_wsd_schedule(o, **arguments), steps=62, peak=3e-4)
     assert ours == theirs
 
 
@@ -161,9 +149,9 @@ def test_wsd_with_updates_at_the_minimum_is_transformers_given_fewer_stable_step
     rest, steps = data.draw(st.integers(0, 20)), arguments.pop("num_training_steps")
     stable = steps - arguments["num_warmup_steps"] - arguments["num_decay_steps"]
     ours = wsd(steps + rest, num_min_steps=rest, **arguments)
-    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, ours), steps=steps + rest, peak=peak)
+    ours = lrs_in_an_optimizer(lambda o: WSDScheduler(o, ours), steps=steps + rest + 1, peak=peak)
     theirs = lrs_in_an_optimizer(
-        lambda o: get_wsd_schedule(o, num_stable_steps=stable, **arguments), steps=steps + rest, peak=peak
+        lambda o: get_wsd_schedule(o, num_stable_steps=stable, **arguments), steps=steps + rest + 1, peak=peak
     )
     assert ours == theirs
 

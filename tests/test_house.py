@@ -29,6 +29,7 @@ PURE = [
     "baselines",
     "casts",
     "plan",
+    "legs",
     "preview",
     "checkpoint",
     "history",

@@ -15,8 +15,9 @@ from hf_wsd import cli
 from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.family import read_run
+from hf_wsd.legs import METHODS
 from hf_wsd.lineage import Lineage
-from hf_wsd.preview import METHODS, Preview
+from hf_wsd.preview import Preview
 from hf_wsd.schedule import Schedule
 from hf_wsd.show import preview_text, schedule_text, side_by_side
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hf_wsd.baselines import constant, cosine, cyclic_cosine
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.errors import ForkError, ScheduleError, SettingsError
+from hf_wsd.legs import METHODS, Leg
 from hf_wsd.plan import Plan
-from hf_wsd.preview import METHODS, Leg, Preview
+from hf_wsd.preview import Preview
 
 GROWING = ["10%", "30%", "50%", "70%", "100%"]
 EVEN = ["20%", "40%", "60%", "80%", "100%"]

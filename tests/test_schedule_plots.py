@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 
 from hf_wsd.baselines import constant
 from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.legs import METHODS
 from hf_wsd.plots import DECAY, TRUNK
-from hf_wsd.preview import METHODS, Preview
+from hf_wsd.preview import Preview
 from hf_wsd.schedule_plots import plan_figure, plot_plan, plot_schedules, schedules_figure
 
 TOKENS = 64  # of one step

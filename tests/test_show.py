@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from hf_wsd.baselines import constant, cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
-from hf_wsd.preview import METHODS, Preview
+from hf_wsd.legs import METHODS
+from hf_wsd.preview import Preview
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase, Segment
 from hf_wsd.show import (
