@@ -19,6 +19,7 @@ from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
 from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings, refuse_ignored_settings
 from hf_wsd.start import Start, start_run
+from hf_wsd.trainer_job import refuse_trainer_arguments, trainer_job
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +66,8 @@ class WSDCallback(TrainerCallback):
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
             return None
         dataset = getattr(train_dataloader, "dataset", None)
-        self._start = start_run(scheduler, settings, args, state, model=model, dataset=dataset)
+        refuse_trainer_arguments(scheduler.schedule, args, state)
+        self._start = start_run(scheduler, settings, trainer_job(args, state), model=model, dataset=dataset)
         scheduler.keeper, self._scheduler = self, scheduler
         self._keeper = Keeper(Path(args.output_dir), self._start.record)
         self._skipped_updates = self._start.record.skipped_updates

@@ -84,6 +84,7 @@ class Lineage:
         last_step: where the run stops.
         intent: how the run began: "start", "continue", "branch" or "extend".
         parent: the checkpoint that a branch left; None on a trunk.
+        group: what trackers call the family: the trunk's run name, or the name of its folder.
         requested: the budget asked for, as the user wrote it.
         tokens_per_step: tokens of one update over all processes; None where samples differ in length.
         tokens: tokens seen; None where nobody counted.
@@ -94,6 +95,7 @@ class Lineage:
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
         data: fingerprint of the training data, or "unknown".
         skipped_updates: fp16 updates that were skipped for an overflow.
+        calls_per_update: calls of the scheduler's `step()` in an update; steps are updates all the same.
         command: how the run was started.
         versions: of the packages that matter.
         saved_at: time, ISO 8601, UTC.
@@ -113,6 +115,7 @@ class Lineage:
     last_step: int | None = None
     intent: str = "start"
     parent: Parent | None = None
+    group: str = ""
     requested: str | None = None
     tokens_per_step: int | None = None
     tokens: int | None = None
@@ -123,6 +126,7 @@ class Lineage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str = "unknown"
     skipped_updates: int = 0
+    calls_per_update: int = 1
     command: Command | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     saved_at: str = ""

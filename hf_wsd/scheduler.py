@@ -17,9 +17,10 @@ from hf_wsd.settings import BUILDERS, build_schedule
 class WSDScheduler(LRScheduler):
     """Sets each parameter group's lr to its base lr times `schedule(step)`.
 
-    One `step()` is one schedule step. A `LambdaLR` would not do: it keeps the lr of the *old* schedule for the first
-    update after a resume, and a callable object inside it is overwritten by the checkpoint, so that a branch never
-    decays. Here a checkpoint restores the step alone; its schedule and peak lrs are compared.
+    One `step()` is one schedule step (but see `calls_per_update`). A `LambdaLR` would not do: it keeps the lr of the
+    *old* schedule for the first update after a resume, and a callable object inside it is overwritten by the
+    checkpoint, so that a branch never decays. Here a checkpoint restores the step alone; its schedule and peak lrs are
+    compared.
 
     It has no `__call__` (DeepSpeed would take it for a factory) and no attribute `total_steps` (accelerate's wrapper
     would stop stepping there): ask `.schedule`.
@@ -31,12 +32,15 @@ class WSDScheduler(LRScheduler):
 
     Attributes:
         schedule: the schedule.
+        calls_per_update: calls of `step()` that make one schedule step: 1, but for schedulers that
+            `accelerator.prepare` has wrapped, which are stepped once for every process.
         intent: "start", or what the last `load_state_dict` was: "continue", "branch" or "extend".
         keeper: the callback that looks after this run, if there is one.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
+        self.calls_per_update = 1
         self.intent = "start"
         self.keeper: object | None = None
         super().__init__(optimizer, last_epoch)
@@ -46,8 +50,13 @@ class WSDScheduler(LRScheduler):
 
     @property
     def steps_done(self) -> int:
-        """Number of schedule steps taken; torch calls it last_epoch."""
-        return int(self.last_epoch)
+        """Number of schedule steps taken; torch's last_epoch counts calls."""
+        return int(self.last_epoch) // self.calls_per_update
+
+    def expect_calls(self, per_update: int) -> None:
+        """From now on so many calls of `step()` make one schedule step."""
+        self.last_epoch = self.steps_done * per_update
+        self.calls_per_update = per_update
 
     def get_lr(self) -> list[float]:
         """The lr of the next update, one per parameter group.
@@ -61,7 +70,7 @@ class WSDScheduler(LRScheduler):
                 f"the optimizer has {groups} parameter groups but {len(self.base_lrs)} had a peak lr when the "
                 "scheduler was made: add all groups first"
             )
-        multiplier = self.schedule(self.last_epoch)
+        multiplier = self.schedule(self.steps_done)
         return [peak_lr * multiplier for peak_lr in self.peak_lrs]
 
     @property
@@ -76,6 +85,7 @@ class WSDScheduler(LRScheduler):
         """
         return {
             "last_epoch": self.last_epoch,
+            "calls_per_update": self.calls_per_update,
             "_step_count": self._step_count,
             "base_lrs": self.peak_lrs,
             "_last_lr": [float(lr) for lr in self._last_lr],
@@ -98,8 +108,8 @@ class WSDScheduler(LRScheduler):
                 f"give --learning_rate {_show(peak_lrs[:1])}, or start anew"
             )
         self.intent = intent
-        self.last_epoch = step
-        self._step_count = step + 1
+        self.last_epoch = step * self.calls_per_update
+        self._step_count = self.last_epoch + 1
         self._apply()
 
     def _apply(self) -> None:
@@ -123,7 +133,8 @@ def _read_state(state: Any) -> tuple[Schedule, int, list[float]]:
             "whether its past agrees with this run. Resume it with the scheduler that trained it"
         )
     try:
-        step = count("last_epoch", state["last_epoch"])
+        calls = count("calls_per_update", state.get("calls_per_update", 1), at_least=1)
+        step = count("last_epoch", state["last_epoch"]) // calls
         peak_lrs = [float(lr) for lr in state["base_lrs"]]
         return Schedule.from_dict(state["schedule"]), step, peak_lrs
     except (KeyError, TypeError, ValueError) as error:

@@ -8,15 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
 from hf_wsd.errors import CheckpointError, RunError, ScheduleError
+from hf_wsd.job import Job
 from hf_wsd.keeper import package_versions
 from hf_wsd.lengths import to_steps
 from hf_wsd.lineage import RECORD, Lineage, Parent
@@ -63,48 +61,56 @@ class Start:
 def start_run(
     scheduler: WSDScheduler,
     settings: Settings,
-    args: TrainingArguments,
-    state: TrainerState,
+    job: Job,
     *,
     model: Any,
     dataset: Any,
 ) -> Start:
     """The `Start` of a run whose scheduler, model and data stand ready.
 
+    Args:
+        scheduler: at the step that the run starts from.
+        settings: of the launcher or the environment.
+        job: what the script asked for.
+        model: its trainable parameters are counted.
+        dataset: some of its samples are read, for a fingerprint and the tokens of a step.
+
     Raises:
         WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
     """
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
-    _check_checkpoint(scheduler, args, state)
-    _check_folder(scheduler, settings, planned, args, state)
+    _check_checkpoint(scheduler, job)
+    _check_folder(scheduler, settings, planned, job)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
-    tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, args)
-    samples_per_step = settings.samples_per_step or _samples_per_step(args)
+    tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, job)
+    samples_per_step = settings.samples_per_step or job.samples_per_step
     per_step: dict[str, Any] = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
-    asked = _asked(settings, args, state, per_step)
-    plan = _plan(scheduler.schedule, settings, asked, per_step, args, state)
-    last_step = _last_step(scheduler.schedule, plan, args, state)
-    before = _record_before(args, state)
-    intent, parent = _origin(scheduler, args, state, before=before, planned=planned)
+    asked = _asked(settings, job, per_step)
+    plan = _plan(scheduler.schedule, settings, asked, per_step, job)
+    last_step = _last_step(scheduler.schedule, plan, job)
+    before = _record_before(job)
+    intent, parent = _origin(scheduler, job, before=before, planned=planned)
     record = Lineage(
-        step=state.global_step,
+        step=job.step,
         kind="periodic",
         schedule=scheduler.schedule,
         last_step=last_step,
         intent=intent,
         parent=parent,
+        group=_group(job, before or planned),
         requested=planned.requested if planned else None,
         tokens_per_step=tokens_per_step,
         tokens=before.tokens if before else None,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_lrs=tuple(scheduler.peak_lrs),
         losses=before.losses if before else {},
-        setup=_setup(args),
+        setup=job.setup,
         settings=asked,
         data=samples.fingerprint,
         skipped_updates=before.skipped_updates if before else 0,
-        command=capture_command(args.world_size),
+        calls_per_update=scheduler.calls_per_update,
+        command=capture_command(job.world_size),
         versions=package_versions(),
     )
     if before is not None and (differences := _changes(before, record)):
@@ -112,79 +118,62 @@ def start_run(
     return Start(record=record, plan=plan)
 
 
-def _check_checkpoint(scheduler: WSDScheduler, args: TrainingArguments, state: TrainerState) -> None:
+def _check_checkpoint(scheduler: WSDScheduler, job: Job) -> None:
     """Trainer goes on silently with a fresh optimizer and schedule where their files are missing."""
-    named = args.resume_from_checkpoint
-    if isinstance(named, str) and Path(named).is_dir() and check_checkpoint(Path(named)) != state.global_step:
+    if job.checkpoint is not None and check_checkpoint(job.checkpoint) != job.step:
         raise RunError(
-            f"the run starts at step {state.global_step}, not from {named}: the script ignores "
+            f"the run starts at step {job.step}, not from {job.checkpoint}: the script ignores "
             f"--resume_from_checkpoint. {_CALL_TRAIN}"
         )
-    own = saved_checkpoints(Path(args.output_dir))
-    if state.global_step in own:
-        check_checkpoint(own[state.global_step])
-    if state.global_step == 0 and any((path / RECORD).exists() for path in own.values()):
+    own = saved_checkpoints(job.folder)
+    if job.step in own:
+        check_checkpoint(own[job.step])
+    if job.step == 0 and any((path / RECORD).exists() for path in own.values()):
         raise RunError(
-            f"{args.output_dir} holds a run already (checkpoints at {', '.join(map(str, own))}): resume it with "
+            f"{job.folder} holds a run already (checkpoints at {', '.join(map(str, own))}): resume it with "
             f"--resume_from_checkpoint {list(own.values())[-1]}, or choose another --output_dir"
         )
-    if scheduler.steps_done != state.global_step:
+    if scheduler.steps_done != job.step:
         raise CheckpointError(
-            f"the checkpoint is at step {state.global_step} but the schedule at step {scheduler.steps_done}: its "
+            f"the checkpoint is at step {job.step} but the schedule at step {scheduler.steps_done}: its "
             "optimizer or scheduler state is missing. Resume from a checkpoint that has both (saved without "
             "--save_only_model)"
         )
 
 
-def _check_folder(
-    scheduler: WSDScheduler,
-    settings: Settings,
-    planned: Lineage | None,
-    args: TrainingArguments,
-    state: TrainerState,
-) -> None:
+def _check_folder(scheduler: WSDScheduler, settings: Settings, planned: Lineage | None, job: Job) -> None:
     """A branch in its trunk's folder, or one whose script ignores the branch's flags, would overwrite the trunk."""
-    begun = state.global_step in saved_checkpoints(Path(args.output_dir))
+    begun = job.step in saved_checkpoints(job.folder)
     if planned is None:
         if scheduler.intent == "branch" and begun:
             raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
         return
     folder = Path(str(settings.branch))
-    if Path(args.output_dir).resolve() != folder.resolve():
+    if job.folder.resolve() != folder.resolve():
         raise RunError(
-            f"the branch belongs into {folder} but the script writes to {args.output_dir}: it ignores --output_dir"
+            f"the branch belongs into {folder} but the script writes to {job.folder}: it ignores --output_dir"
         )
-    if state.global_step != planned.step and not begun:
+    if job.step != planned.step and not begun:
         raise RunError(
-            f"the branch starts at step {planned.step} but the script starts at step {state.global_step}: it ignores "
+            f"the branch starts at step {planned.step} but the script starts at step {job.step}: it ignores "
             f"--resume_from_checkpoint. {_CALL_TRAIN}"
         )
 
 
-def _last_step(schedule: Schedule, plan: Plan, args: TrainingArguments, state: TrainerState) -> int:
+def _last_step(schedule: Schedule, plan: Plan, job: Job) -> int:
     """Where the run stops: a trunk whose length nobody gave in steps, at its last fork point."""
-    total, last_step = schedule.total_steps, int(state.max_steps)
-    if total is None and plan.decays and args.max_steps <= 0:
+    total, last_step = schedule.total_steps, job.max_steps
+    if total is None and plan.decays and not job.length_given:
         last_step = plan.trunk_steps
-    if state.global_step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
+    if job.step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
         raise RunError(
-            f"nothing is left to train: the checkpoint is at step {state.global_step} and the run ends at step "
-            f"{last_step}. Give a larger --max_steps, or another --output_dir"
+            f"nothing is left to train: the checkpoint is at step {job.step} and the run ends at step "
+            f"{last_step}. Give a larger --{job.length_flag}, or another --output_dir"
         )
     if total is not None and total != last_step:
-        raise ScheduleError(f"the schedule has {total} steps but the run has {last_step}: give --max_steps {total}")
-    if total is None and 0 < args.warmup_steps < 1:
         raise ScheduleError(
-            f"a trunk has no length of which {args.warmup_steps:g} could be the warm-up: it would move with max_steps. "
-            f"Give --warmup_steps as a number of steps, for example {args.get_warmup_steps(state.max_steps)}"
+            f"the schedule has {total} steps but the run has {last_step}: give --{job.length_flag} {total}"
         )
-    if args.save_strategy == SaveStrategy.BEST:
-        raise RunError(
-            "--save_strategy best decides after each evaluation what is saved, and would drop fork points: use steps, "
-            "epoch or no (fork points and decay ends are saved with each of them)"
-        )
-    if total is None and args.save_only_model:
-        raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
     return last_step
 
 
@@ -193,8 +182,7 @@ def _plan(
     settings: Settings,
     asked: dict[str, Any],
     per_step: dict[str, Any],
-    args: TrainingArguments,
-    state: TrainerState,
+    job: Job,
 ) -> Plan:
     """The decays that the budgets name; those of a branch, or of the run itself, need no fork point."""
     ends, whole = read_budgets(() if settings.branch else settings.budgets, **per_step)
@@ -203,78 +191,54 @@ def _plan(
     plan = Plan.of_budgets(budgets, **per_step, of=str(whole) if whole else None, **length)
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
-        if decay.fork < state.global_step and decay.fork not in saved_checkpoints(Path(args.output_dir)):
+        if decay.fork < job.step and decay.fork not in saved_checkpoints(job.folder):
             raise ScheduleError(
                 f"budget {decay.requested} needs a checkpoint at step {decay.fork}, which is past (step "
-                f"{state.global_step}) and was not saved: leave the budget out"
+                f"{job.step}) and was not saved: leave the budget out"
             )
-    if plan.trunk_steps > state.max_steps:
+    if plan.trunk_steps > job.max_steps:
         raise ScheduleError(
-            f"the budgets need a trunk of {plan.trunk_steps} steps, but the run ends at step {state.max_steps}: give "
-            f"--max_steps {plan.trunk_steps}, more epochs, or smaller budgets"
+            f"the budgets need a trunk of {plan.trunk_steps} steps, but the run ends at step {job.max_steps}: give "
+            f"--{job.length_flag} {plan.trunk_steps}, more epochs, or smaller budgets"
         )
     return plan
 
 
-def _tokens_per_step(samples: Samples, args: TrainingArguments) -> int | None:
-    if samples.tokens_per_sample is None:
-        return None
-    return samples.tokens_per_sample * _samples_per_step(args)
-
-
-def _samples_per_step(args: TrainingArguments) -> int:
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+def _tokens_per_step(samples: Samples, job: Job) -> int | None:
+    return None if samples.tokens_per_sample is None else samples.tokens_per_sample * job.samples_per_step
 
 
 def _origin(
-    scheduler: WSDScheduler,
-    args: TrainingArguments,
-    state: TrainerState,
-    *,
-    before: Lineage | None,
-    planned: Lineage | None,
+    scheduler: WSDScheduler, job: Job, *, before: Lineage | None, planned: Lineage | None
 ) -> tuple[str, Parent | None]:
     """How the run began, and the checkpoint that it left."""
     if planned is not None:
         return "branch", planned.parent
     if scheduler.intent == "continue" and before is not None:
         return before.intent, before.parent
-    return scheduler.intent, _parent(args, state) if scheduler.intent in ("branch", "extend") else None
+    return scheduler.intent, _parent(job) if scheduler.intent in ("branch", "extend") else None
 
 
-def _setup(args: TrainingArguments) -> dict[str, Any]:
-    """What must be the same for the same bits."""
-    return {
-        "per_device_train_batch_size": args.per_device_train_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "world_size": args.world_size,
-        "seed": args.seed,
-        "data_seed": args.data_seed,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "threads": torch.get_num_threads(),
-    }
+def _group(job: Job, before: Lineage | None) -> str:
+    """What trackers call the family: the trunk's name."""
+    return (before.group if before else "") or job.name or job.folder.resolve().name
 
 
-def _record_before(args: TrainingArguments, state: TrainerState) -> Lineage | None:
+def _record_before(job: Job) -> Lineage | None:
     """The record of the checkpoint that the run goes on from, wherever it lies."""
-    named = Path(args.resume_from_checkpoint) if isinstance(args.resume_from_checkpoint, str) else None
-    own = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-    found = [folder for folder in (named, own) if folder is not None and (folder / RECORD).exists()]
-    return Lineage.read(found[0]) if found and state.global_step else None
+    found = [folder for folder in (job.checkpoint, job.own_checkpoint) if folder and (folder / RECORD).exists()]
+    return Lineage.read(found[0]) if found and job.step else None
 
 
-def _asked(
-    settings: Settings, args: TrainingArguments, state: TrainerState, per_step: dict[str, Any]
-) -> dict[str, Any]:
+def _asked(settings: Settings, job: Job, per_step: dict[str, Any]) -> dict[str, Any]:
     """The settings of all sources, as defaults of the decays to come; 0 decay steps say no more than trunk.
 
     The decay's length is kept in steps: 10 % of the longest budget (without budgets: of the run) stays what it is.
     """
-    kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
-    asked = {name: cast(name, value) for name, value in kwargs.items()} | settings.given()
+    asked = {name: cast(name, value) for name, value in job.kwargs.items()} | settings.given()
     if "num_decay_steps" in asked:
         whole = read_budgets(settings.budgets, **per_step)[1] if settings.trunk else None
-        asked["num_decay_steps"] = to_steps(asked["num_decay_steps"], **per_step, of=whole or int(state.max_steps))
+        asked["num_decay_steps"] = to_steps(asked["num_decay_steps"], **per_step, of=whole or job.max_steps)
     return {name: value for name, value in asked.items() if (name, value) != ("num_decay_steps", 0)}
 
 
@@ -287,7 +251,6 @@ def _changes(before: Lineage, now: Lineage) -> list[str]:
     return found
 
 
-def _parent(args: TrainingArguments, state: TrainerState) -> Parent:
-    path = args.resume_from_checkpoint
-    known = os.path.relpath(path, args.output_dir) if isinstance(path, str) and os.path.isdir(path) else "unknown"
-    return Parent(checkpoint=known, step=state.global_step)
+def _parent(job: Job) -> Parent:
+    known = "unknown" if job.checkpoint is None else os.path.relpath(job.checkpoint, job.folder)
+    return Parent(checkpoint=known, step=job.step)

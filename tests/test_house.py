@@ -37,8 +37,9 @@ PURE = [
     "family",
     "settings",
     "command",
+    "job",
 ]
-TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "callback", "registration"]
+TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "trainer_job", "callback", "registration"]
 ABOVE = [
     "forking",
     "running",
