@@ -29,6 +29,7 @@ _HOMES = {
     "WSDScheduler": "scheduler",
     "get_scheduler": "scheduler",
     "WSDCallback": "callback",
+    "WSDLoop": "loop",
     "register": "registration",
     "WSDError": "errors",
 }

@@ -18,6 +18,8 @@ from hf_wsd.shapes import shape_names
 
 _BUDGETS = """decayed models you will want: tokens (2M, 1.5B) or steps (3000); their fork points are saved and kept.
 A trunk stops at the last one unless the script has --max_steps"""
+_CALLS = """scripts without a Trainer: 1 if they give get_scheduler numbers of updates; default: the number of
+processes, by which they mostly multiply them"""
 
 
 def flags() -> argparse.ArgumentParser:
@@ -53,6 +55,7 @@ def flags() -> argparse.ArgumentParser:
     add("--multipliers", nargs="+", metavar="R", help="multi_step: default 0.316 0.1")
     add("--tokens-per-step", metavar="N", help="tokens of one update, where they cannot be counted from the data")
     add("--samples-per-step", metavar="N", help="samples of one update, for lengths such as 640samples")
+    add("--calls-per-update", metavar="N", help=_CALLS)
     return parser
 
 

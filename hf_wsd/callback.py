@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from hf_wsd.checkpoint import FORK_POINTS
 from hf_wsd.errors import RunError
-from hf_wsd.history import cut_history, losses_of
+from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
-from hf_wsd.lineage import RECORD
+from hf_wsd.lineage import Lineage
 from hf_wsd.randomness import Randomness
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
-from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings, refuse_ignored_settings
 from hf_wsd.start import Start, start_run
+from hf_wsd.trackers import name_run
 from hf_wsd.trainer_job import refuse_trainer_arguments, trainer_job
 
 logger = logging.get_logger(__name__)
-
-PHASE_NUMBERS = {Phase.WARMUP: 0, Phase.STABLE: 1, Phase.DECAY: 2}  # trackers draw numbers, not words
 
 
 class WSDCallback(TrainerCallback):
@@ -39,13 +36,21 @@ class WSDCallback(TrainerCallback):
     `eval_strategy`: without one nobody can tell whether there is an evaluation set.
     """
 
+    trainers: ClassVar[int] = 0  # made in this process; a script without any steps its scheduler in its own way
+
     def __init__(self) -> None:
+        WSDCallback.trainers += 1
         self._scheduler: WSDScheduler | None = None  # None: this run is not ours
         self._start: Start
         self._keeper: Keeper
         self._randomness: Randomness | None = None
         self._losses: dict[str, float] = {}
         self._skipped_updates = 0
+
+    @property
+    def record(self) -> Lineage | None:
+        """What the records of all checkpoints of the run share; None where the run is not ours."""
+        return self._start.record if self._scheduler is not None else None
 
     def on_train_begin(
         self,
@@ -69,29 +74,19 @@ class WSDCallback(TrainerCallback):
         refuse_trainer_arguments(scheduler.schedule, args, state)
         self._start = start_run(scheduler, settings, trainer_job(args, state), model=model, dataset=dataset)
         scheduler.keeper, self._scheduler = self, scheduler
-        self._keeper = Keeper(Path(args.output_dir), self._start.record)
+        self._keeper = Keeper(Path(args.output_dir), self._start.record, self._start.kinds)
         self._skipped_updates = self._start.record.skipped_updates
+        name_run(args, self._start.record)
         state.max_steps = self._start.last_step
         state.compute_steps(args, state.max_steps)  # a resume would keep the checkpoint's intervals
         if scheduler.intent == "branch":  # the trunk's best model says nothing about the branch, and could displace it
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             state.log_history = []
+        self._losses = {}
         if state.is_world_process_zero:
-            self._begin_files(Path(args.output_dir), state)
+            self._keeper.begin(state.global_step, tokens=self._tokens(state))
+            logger.warning(self._start.announcement)
         self._randomness = Randomness.now() if args.eval_on_start else None
-
-    def _begin_files(self, run: Path, state: TrainerState) -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        cut_history(run, after=state.global_step)
-        name = f"checkpoint-{state.global_step}"
-        recorded = (run / name / RECORD).exists()
-        linked = state.global_step not in self._start.kinds or (run / FORK_POINTS / name).is_dir()
-        if (run / name).is_dir() and not (recorded and linked):  # killed between Trainer's save and ours
-            self._losses = dict(self._start.record.losses)
-            self._save(state)
-        logger.warning(f"hf_wsd: {self._start.record.intent} at step {state.global_step}: {self._start.schedule}")
-        if self._start.plan.decays:
-            logger.warning(f"hf_wsd: fork points that are kept\n{self._start.plan}")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -158,7 +153,7 @@ class WSDCallback(TrainerCallback):
         phase = self._start.schedule.phase(max(state.global_step - 1, 0))
         if (tokens := self._tokens(state)) is not None:
             logs["tokens"] = tokens
-        logs["phase"] = PHASE_NUMBERS[phase]
+        logs["phase"] = phase.number
         if state.is_world_process_zero:
             numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
             self._keeper.log({"step": state.global_step} | numbers | {"phase": phase.value})
@@ -169,24 +164,15 @@ class WSDCallback(TrainerCallback):
             return
         PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
         if state.is_world_process_zero:
-            self._save(state)
-
-    def _save(self, state: TrainerState) -> None:
-        kind = self._start.kinds.get(state.global_step)
-        self._keeper.save(
-            state.global_step,
-            kind=kind or "periodic",
-            keep=kind is not None,
-            tokens=self._tokens(state),
-            losses=self._losses,
-            skipped_updates=self._skipped_updates,
-        )
+            self._keeper.save(
+                state.global_step,
+                tokens=self._tokens(state),
+                losses=self._losses,
+                skipped_updates=self._skipped_updates,
+            )
 
     def _tokens(self, state: TrainerState) -> int | None:
         """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""
-        begun = self._start.record
-        if begun.tokens_per_step is None:
+        if self._start.record.tokens_per_step is None:
             return state.num_input_tokens_seen or None
-        if begun.tokens is None:
-            return state.global_step * begun.tokens_per_step
-        return begun.tokens + (state.global_step - begun.step) * begun.tokens_per_step
+        return self._start.record.tokens_at(state.global_step)

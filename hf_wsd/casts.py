@@ -66,6 +66,7 @@ CASTS: dict[str, Callable[[Any], Any]] = {
     "multipliers": _numbers,
     "tokens_per_step": _whole_number,
     "samples_per_step": _whole_number,
+    "calls_per_update": _whole_number,
 }
 
 

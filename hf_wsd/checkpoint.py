@@ -5,14 +5,49 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from hf_wsd.errors import CheckpointError
 
 FORK_POINTS = "_fork-points"  # the leading underscore keeps a folder out of Trainer's uploads and rotation
-_NAME = re.compile(r"checkpoint-(\d+)")
-_RNG_STATE_OF_RANK = re.compile(r"rng_state_(\d+)\.pth")  # not "rng_state_0 copy.pth"
+_NAME = re.compile(r"(?:checkpoint-|step_)(\d+)")  # step_: scripts without a Trainer
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*")  # FSDP, DeepSpeed: folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What a saved checkpoint consists of: the file with its step, and patterns of the others."""
+
+    state: str
+    step: str
+    rng_state: re.Pattern[str]  # of one rank
+    rng_state_alone: str | None = None  # of a process without others
+    files: Mapping[str, tuple[str, ...]]
+
+
+_TRAINER = _Layout(
+    state="trainer_state.json",
+    step="global_step",
+    rng_state=re.compile(r"rng_state_(\d+)\.pth"),  # not "rng_state_0 copy.pth"
+    rng_state_alone="rng_state.pth",
+    files={
+        "weights": _WEIGHTS,
+        "optimizer state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+        "scheduler state": ("scheduler.pt", "global_step*"),
+    },
+)
+_SAVE_STATE = _Layout(  # accelerator.save_state; the step is in our record alone
+    state="wsd.json",
+    step="step",
+    rng_state=re.compile(r"random_states_(\d+)\.pkl"),
+    files={
+        "weights": _WEIGHTS,
+        "optimizer state": ("optimizer.bin", "optimizer_*", "pytorch_model/*optim_states*"),
+        "scheduler state": ("scheduler.bin", "custom_checkpoint_*.pkl", "pytorch_model/*model_states*"),
+    },
+)
 
 
 def saved_checkpoints(run: Path) -> dict[int, Path]:
@@ -31,6 +66,18 @@ def saved_checkpoints(run: Path) -> dict[int, Path]:
     )
     damaged = {step for step in own.keys() & kept.keys() if any(_problems(kept[step]))}
     return dict(sorted((own | {step: path for step, path in kept.items() if step not in damaged}).items()))
+
+
+def step_in_name(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after.
+
+    >>> step_in_name(Path("RUN/checkpoint-80")), step_in_name(Path("RUN/step_80"))
+    (80, 80)
+    """
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise CheckpointError(f"{checkpoint} is not named after a step, as checkpoint-80 and step_80 are")
+    return int(match[1])
 
 
 def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, list[str]]:
@@ -79,30 +126,32 @@ def check_checkpoint(path: Path) -> int:
             f"{path} cannot be resumed exactly: {'; '.join(problems)}. Use another checkpoint, and save without "
             "--save_only_model"
         )
-    return int(json.loads((path / "trainer_state.json").read_text())["global_step"])
+    layout = _layout(path)
+    return int(json.loads((path / layout.state).read_text())[layout.step])
+
+
+def _layout(path: Path) -> _Layout:
+    return _SAVE_STATE if any(path.glob("random_states_*.pkl")) else _TRAINER
 
 
 def _problems(path: Path) -> Iterator[str]:
+    layout = _layout(path)
     try:
-        step = json.loads((path / "trainer_state.json").read_text())["global_step"]
+        step = json.loads((path / layout.state).read_text())[layout.step]
         if not isinstance(step, int):
-            yield f"trainer_state.json is damaged (global_step is {step!r})"
+            yield f"{layout.state} is damaged ({layout.step} is {step!r})"
     except FileNotFoundError:
-        yield "no trainer_state.json"
+        yield f"no {layout.state}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"trainer_state.json is damaged ({type(error).__name__}: {error})"
-    of_ranks = [match for file in path.glob("rng_state_*") if (match := _RNG_STATE_OF_RANK.fullmatch(file.name))]
+        yield f"{layout.state} is damaged ({type(error).__name__}: {error})"
+    of_ranks = [match for file in path.iterdir() if (match := layout.rng_state.fullmatch(file.name))]
     ranks = sorted(int(match[1]) for match in of_ranks)
-    if ranks and (len(ranks) < 2 or ranks != list(range(len(ranks)))):  # one process alone writes no number
+    fewest = 2 if layout.rng_state_alone else 1  # a Trainer of one process writes no number
+    if ranks and (len(ranks) < fewest or ranks != list(range(len(ranks)))):
         yield f"RNG state of ranks {', '.join(map(str, ranks))} alone"
     yield from _problems_of_shards(path)
-    patterns = {  # FSDP and DeepSpeed save folders of their own
-        "weights": ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*"),
-        "optimizer state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
-        "scheduler state": ("scheduler.pt", "global_step*"),
-        "RNG state": ("rng_state.pth", *(match[0] for match in of_ranks)),
-    }
-    for what, names in patterns.items():
+    rng_states = (*filter(None, [layout.rng_state_alone]), *(match[0] for match in of_ranks))
+    for what, names in {**layout.files, "RNG state": rng_states}.items():
         files = sorted(file for name in names for file in path.glob(name))
         if not files:
             yield f"no {what} ({' or '.join(names)})"

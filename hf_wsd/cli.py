@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,8 +80,10 @@ def decay(
 
 def _tell(branch: Any, event: str) -> bool:
     """Say what happened to a branch; True if it failed."""
+    from hf_wsd.checkpoint import step_in_name
+
     if event == "started":
-        step = branch.checkpoint.name.removeprefix("checkpoint-")
+        step = step_in_name(branch.checkpoint)
         talk.print(
             f"{branch.folder.name}: training from step {step} to {branch.end}, log in {branch.folder / 'run.log'}"
         )
@@ -108,12 +111,17 @@ def tree(run: RunFolder, as_json: AsJson = False) -> None:
     """Show RUN and its branches: checkpoints kept and why, losses, what is running."""
     from hf_wsd.family import read_run
     from hf_wsd.report import make_report
-    from hf_wsd.tree import render_tree
+    from hf_wsd.tree import render_tree, stock_resume
 
     family = read_run(run)
+    stock = stock_resume(family)
     if as_json:
-        return _print_json(make_report(family).to_dict())
+        return _print_json(make_report(family).to_dict() | {"without_hf_wsd": stock})
     out.print(render_tree(family))
+    if stock:
+        talk.print(
+            f"without hf_wsd: {shlex.join(stock['flags']) if 'flags' in stock else stock['reason']}", markup=False
+        )
 
 
 @app.command()

@@ -27,7 +27,7 @@ _YAML_ANCHOR = re.compile(r"(?:^|[\s[{,])[&*]\w", re.MULTILINE)
 _LARGEST_ARGUMENT_FILE = 64 * 1024  # bytes
 
 
-def capture_command(world_size: int = 1) -> Command:
+def capture_command(world_size: int = 1, length_flag: str = "max_steps") -> Command:
     """The `Command` of this process, secrets left out before anything is written.
 
     >>> command = capture_command(world_size=2)
@@ -43,6 +43,7 @@ def capture_command(world_size: int = 1) -> Command:
         world_size=world_size,
         environment=_environment(os.environ),
         files=_argument_files(argv),
+        length_flag=length_flag,
     )
 
 

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hf_wsd.checkpoint import check_checkpoint, newest_whole
+from hf_wsd.checkpoint import check_checkpoint, newest_whole, step_in_name
 from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import show_tokens
@@ -146,7 +146,7 @@ def _continue(branch: Branch) -> Branch:
             "one a --name of its own"
         )
     newest, damage = newest_whole(branch.folder, needs=RECORD)
-    finished = newest is not None and newest.name == f"checkpoint-{branch.end}"
+    finished = newest is not None and step_in_name(newest) == branch.end
     checkpoint = newest or branch.checkpoint
     return replace(branch, record=begun, checkpoint=checkpoint, finished=finished, damage=tuple(damage))
 

@@ -12,6 +12,21 @@ from typing import Any
 HISTORY = "wsd.jsonl"
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON of whatever a script may have logged: a numpy or torch scalar is its number, what else is no JSON its text.
+
+    >>> to_json({"loss": 3.5, "device": Path("cuda"), ("a", "b"): 1})
+    '{"loss": 3.5, "device": "cuda"}'
+    """
+
+    def plain(value: Any) -> Any:
+        with suppress(AttributeError, TypeError, ValueError, RuntimeError):  # torch's and numpy's, of more numbers
+            return value.item()
+        return str(value)
+
+    return json.dumps(value, default=plain, skipkeys=True, indent=indent)
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Replace a file by `text` so that a reader, or a crash, never sees half of it.
 
@@ -59,7 +74,7 @@ def cut_history(run: Path, *, after: int) -> None:
     """
     if (run / HISTORY).exists():
         kept = [row for row in read_history(run) if row["step"] <= after]
-        write_atomically(run / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(run / HISTORY, "".join(to_json(row) + "\n" for row in kept))
 
 
 def append_history(run: Path, row: Mapping[str, Any]) -> None:
@@ -75,7 +90,7 @@ def append_history(run: Path, row: Mapping[str, Any]) -> None:
     with (run / HISTORY).open("a+b") as stream:
         stream.seek(max(0, stream.tell() - 1))
         torn = stream.read(1) not in (b"", b"\n")
-        stream.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
+        stream.write(b"\n" * torn + to_json(row).encode() + b"\n")
 
 
 def losses_of(metrics: Mapping[str, Any]) -> dict[str, float]:

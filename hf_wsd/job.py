@@ -19,6 +19,7 @@ class Job:
         length_given: whether the user gave that length in steps; a trunk without one stops at its last fork point.
         length_flag: what the script calls that length.
         checkpoint: the checkpoint that the user named, if it is there.
+        prefix: of the names of its checkpoints.
         kwargs: `lr_scheduler_kwargs` as the script parsed them.
         setup: batch, accumulation, processes, seed, precision and threads: what must match for equal bits.
         samples_per_step: of one update over all processes.
@@ -34,6 +35,7 @@ class Job:
     length_given: bool = True
     length_flag: str = "max_steps"
     checkpoint: Path | None = None
+    prefix: str = "checkpoint-"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     setup: Mapping[str, Any] = field(default_factory=dict)
     samples_per_step: int
@@ -42,7 +44,7 @@ class Job:
     @property
     def own_checkpoint(self) -> Path:
         """Where the run itself saves the checkpoint of the step it is at."""
-        return self.folder / f"checkpoint-{self.step}"
+        return self.folder / f"{self.prefix}{self.step}"
 
     @property
     def world_size(self) -> int:

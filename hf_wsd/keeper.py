@@ -17,8 +17,8 @@ from typing import Any
 from transformers.utils import logging
 
 from hf_wsd.checkpoint import FORK_POINTS
-from hf_wsd.history import append_history
-from hf_wsd.lineage import Lineage
+from hf_wsd.history import append_history, cut_history
+from hf_wsd.lineage import RECORD, Lineage
 
 logger = logging.get_logger(__name__)
 
@@ -29,48 +29,70 @@ class Keeper:
     Args:
         run: the run's folder.
         base: the record that all checkpoints of the run share.
+        kinds: the steps whose checkpoints are kept for good, and why.
+        prefix: of the checkpoints' names; Trainer's is "checkpoint-".
     """
 
-    def __init__(self, run: Path, base: Lineage) -> None:
+    def __init__(self, run: Path, base: Lineage, kinds: Mapping[int, str], *, prefix: str = "checkpoint-") -> None:
         self.run = run
         self.base = base
+        self.kinds = kinds
+        self._prefix = prefix
         self._owed: dict[int, Callable[[], None]] = {}
-        for torn in (run / FORK_POINTS).glob(".checkpoint-*"):  # copies that a crash has cut short
+        for torn in (run / FORK_POINTS).glob(f".{prefix}*"):  # copies that a crash has cut short
             shutil.rmtree(torn, ignore_errors=True)
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.run / f"{self._prefix}{step}"
+
+    def begin(self, step: int, *, tokens: int | None) -> None:
+        """Make the folder, cut what a resumed run logs again, and mend a checkpoint whose save was cut short."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        cut_history(self.run, after=step)
+        checkpoint = self.checkpoint(step)
+        linked = step not in self.kinds or (self.run / FORK_POINTS / checkpoint.name).is_dir()
+        if checkpoint.is_dir() and not ((checkpoint / RECORD).exists() and linked):
+            self.save(step, tokens=tokens)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a row to the run's history."""
         try:
             append_history(self.run, row)
-        except OSError as error:
+        except Exception as error:  # a full disk, a value that JSON cannot hold: training is worth more than a row
             logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
 
-    def save(self, step: int, *, kind: str, keep: bool, **changes: Any) -> None:
-        """Write the record of checkpoint-`step`, and link the checkpoint if it is to be kept for good."""
-        checkpoint = self.run / f"checkpoint-{step}"
-        record = replace(
-            self.base, step=step, kind=kind, saved_at=datetime.now(UTC).isoformat("T", "seconds"), **changes
-        )
+    def save(self, step: int, **changes: Any) -> None:
+        """Write the record of a step's checkpoint, and link the checkpoint if it is to be kept for good."""
+        checkpoint, now = self.checkpoint(step), _now()
 
         def write() -> None:
-            record.write(checkpoint)
-            if keep:
+            self.record(step, saved_at=now, **changes).write(checkpoint)
+            if step in self.kinds:
                 link_checkpoint(checkpoint, self.run / FORK_POINTS / checkpoint.name)
 
         self._owed[step] = write
         for owed_step in sorted(self._owed):
-            if not (self.run / f"checkpoint-{owed_step}").is_dir():
+            if not self.checkpoint(owed_step).is_dir():
                 logger.error(f"hf_wsd: checkpoint-{owed_step} was deleted before it could be recorded or kept")
                 del self._owed[owed_step]
                 continue
             try:
                 self._owed[owed_step]()
                 del self._owed[owed_step]
-            except OSError as error:
+            except Exception as error:  # as for a row
                 logger.error(
                     f"hf_wsd: the record or the kept copy of checkpoint-{owed_step} could not be written ({error}); "
                     "training goes on and the next save tries again"
                 )
+
+    def record(self, step: int, **changes: Any) -> Lineage:
+        """The record of a step's checkpoint."""
+        return replace(self.base, step=step, kind=self.kinds.get(step, "periodic"), **{"saved_at": _now()} | changes)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat("T", "seconds")
 
 
 def link_checkpoint(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 
 from hf_wsd.checks import has_type
 from hf_wsd.errors import RecordError, ShapeImportError, WSDError
-from hf_wsd.history import write_atomically
+from hf_wsd.history import to_json, write_atomically
 from hf_wsd.schedule import Schedule
 
 SCHEMA = 1
@@ -56,6 +56,7 @@ class Command:
         world_size: number of processes.
         environment: the launcher's variables (ACCELERATE_* and friends).
         files: texts of the JSON and YAML argument files named in argv, by path as written there.
+        length_flag: what the script calls the number of its updates.
 
     >>> command = Command(argv=("-m", "hf_wsd", "--trunk", "run_clm.py"), cwd="/work")
     >>> " ".join(["python", *command.argv])
@@ -67,6 +68,7 @@ class Command:
     world_size: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    length_flag: str = "max_steps"
 
     def __post_init__(self) -> None:
         _check_types(self, "command.")
@@ -136,6 +138,19 @@ class Lineage:
         if self.step < 0:
             raise RecordError(f"damaged record: step cannot be {self.step}")
 
+    def tokens_at(self, step: int) -> int | None:
+        """Tokens seen after `step` updates of this run, if each update has as many.
+
+        >>> from hf_wsd.builders import wsd
+        >>> record = Lineage(step=80, kind="fork", schedule=wsd(100), tokens_per_step=1000, tokens=79_000)
+        >>> record.tokens_at(90)
+        89000
+        """
+        if self.tokens_per_step is None:
+            return None
+        before = self.step * self.tokens_per_step if self.tokens is None else self.tokens
+        return before + (step - self.step) * self.tokens_per_step
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` gives back an equal record.
 
@@ -177,7 +192,7 @@ class Lineage:
 
     def write(self, folder: Path) -> None:
         """Write `wsd.json` into a folder, whole or not at all."""
-        write_atomically(folder / RECORD, json.dumps(self.to_dict(), indent=1) + "\n")
+        write_atomically(folder / RECORD, to_json(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Lineage:

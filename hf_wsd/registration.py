@@ -7,18 +7,21 @@ from functools import partial
 from typing import Any
 
 import transformers.trainer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 
 from hf_wsd.callback import WSDCallback
-from hf_wsd.scheduler import make_scheduler
+from hf_wsd.no_trainer import adapt_scripts, make_registered_scheduler
 from hf_wsd.settings import NAMES, Settings
+from hf_wsd.trackers import tracker_class
 
 
 def register(**settings: Any) -> None:
     """Make `--lr_scheduler_type` know our names in this process, and give every Trainer a `WSDCallback`.
 
-    Call it before arguments are parsed. Calling it again changes nothing but the settings.
+    Scripts without a Trainer are adapted too (`hf_wsd.no_trainer`); with other schedulers nothing changes. Call it
+    before arguments are parsed. Calling it again changes nothing but the settings.
 
     Args:
         settings: fields of `hf_wsd.settings.Settings`, such as `trunk=True, budgets=["1B", "2B"]`; they are put into
@@ -35,7 +38,10 @@ def register(**settings: Any) -> None:
     for name in NAMES:
         if name not in SchedulerType._value2member_map_:
             _add_member(name)
-        TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)] = partial(make_scheduler, name)
+        TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)] = partial(make_registered_scheduler, name)
+    for name, tracker in INTEGRATION_TO_CALLBACK.items():
+        INTEGRATION_TO_CALLBACK[name] = tracker_class(tracker)
+    adapt_scripts()
     if WSDCallback not in transformers.trainer.DEFAULT_CALLBACKS:
         transformers.trainer.DEFAULT_CALLBACKS.append(WSDCallback)  # before the trackers' callbacks: they see our keys
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_wsd.checkpoint import check_checkpoint
+from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
@@ -45,8 +45,9 @@ def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
     if command.world_size > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world_size)]
     environment = dict(command.environment) | {"HF_WSD_BRANCH": str(branch.folder.resolve())}
-    if tokens_per_step := branch.record.settings.get("tokens_per_step"):
-        environment["HF_WSD_TOKENS_PER_STEP"] = str(tokens_per_step)
+    for name in ("tokens_per_step", "calls_per_update"):
+        if value := branch.record.settings.get(name):
+            environment[f"HF_WSD_{name.upper()}"] = str(value)
     if threads := branch.record.setup.get("threads"):
         environment["OMP_NUM_THREADS"] = str(threads)  # another number of threads adds in another order
     return [*launcher, *argv], environment
@@ -54,9 +55,10 @@ def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
 
 def _changes(branch: Branch) -> dict[str, str]:
     """The arguments in which a branch differs from its trunk."""
+    length_flag = branch.record.command.length_flag if branch.record.command else "max_steps"
     return {
         "output_dir": str(branch.folder.resolve()),
-        "max_steps": str(branch.end),
+        length_flag: str(branch.end),
         "resume_from_checkpoint": str(branch.checkpoint.resolve()),
     }
 
@@ -72,7 +74,7 @@ def _write_arguments(branch: Branch, command: Command) -> None:
     """Write the trunk's argument file with the branch's changes into its folder."""
     if (file := _argument_file(command)) is None:
         return
-    text, changes = command.files[file], _changes(branch) | {"max_steps": branch.end}
+    text, changes = command.files[file], _changes(branch) | {command.length_flag: branch.end}
     if file.endswith(".json"):
         text = json.dumps(json.loads(text) | changes, indent=1)
     else:  # of a YAML key that is there twice, the last counts
@@ -158,7 +160,8 @@ def _outcome(branch: Branch, returncode: int) -> str:
     if returncode != 0:
         return f"failed (exit {returncode}); the end of {branch.folder / LOG}:\n{tail}"
     try:
-        check_checkpoint(branch.folder / f"checkpoint-{branch.end}")
+        saved = saved_checkpoints(branch.folder)
+        check_checkpoint(saved.get(branch.end, branch.folder / f"checkpoint-{branch.end}"))
     except CheckpointError as error:
         return f"exited without its last checkpoint ({error}); the end of {branch.folder / LOG}:\n{tail}"
     return "finished"

@@ -20,6 +20,15 @@ class Phase(StrEnum):
     STABLE = "stable"
     DECAY = "decay"
 
+    @property
+    def number(self) -> int:
+        """0 warm-up, 1 stable, 2 decay: trackers draw numbers, not words.
+
+        >>> Phase.DECAY.number
+        2
+        """
+        return list(Phase).index(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:

@@ -30,10 +30,11 @@ BUILDERS: dict[str, Callable[..., Schedule]] = {
 }
 NAMES = tuple(BUILDERS)
 PER_STEP = ("tokens_per_step", "samples_per_step")
+COUNTS = (*PER_STEP, "calls_per_update")
 LENGTHS = ("num_decay_steps", "num_stable_steps", "num_min_steps", "num_rewarmup_steps", "cycle_ends", "milestones")
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SWITCH = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
-_KWARGS = [name for name in CASTS if name not in PER_STEP]  # the settings that builders take
+_KWARGS = [name for name in CASTS if name not in COUNTS]  # the settings that builders take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Settings:
         num_decay_steps, decay_fraction, ..., multipliers: as in the builders `wsd`, `wsd_s`, `cyclic_cosine` and
             `multi_step`; lengths in steps, or as texts for `Length`.
         tokens_per_step, samples_per_step: of one update over all processes, where they cannot be counted from the data.
+        calls_per_update: scheduler steps of one update, as a script without a Trainer counts its totals: 1 if it gives
+            `get_scheduler` numbers of updates, the number of processes if it multiplies them by that (the default).
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
@@ -68,6 +71,7 @@ class Settings:
     multipliers: tuple[float, ...] = ()
     tokens_per_step: int | None = None
     samples_per_step: int | None = None
+    calls_per_update: int | None = None
     branch: str | None = None
 
     def __post_init__(self) -> None:
@@ -126,7 +130,7 @@ class Settings:
         value = cast(name, value)
         if value == {}:
             return None
-        if name in PER_STEP:
+        if name in COUNTS:
             count(name, value, at_least=1)
         return tuple(value) if isinstance(value, list) else value
 

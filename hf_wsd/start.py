@@ -57,6 +57,12 @@ class Start:
         """The schedule of the run."""
         return self.record.schedule
 
+    @property
+    def announcement(self) -> str:
+        """What the run is, in a line, and the fork points that it keeps."""
+        kept = f"\nhf_wsd: fork points that are kept\n{self.plan}" if self.plan.decays else ""
+        return f"hf_wsd: {self.record.intent} at step {self.record.step}: {self.schedule}{kept}"
+
 
 def start_run(
     scheduler: WSDScheduler,
@@ -110,7 +116,7 @@ def start_run(
         data=samples.fingerprint,
         skipped_updates=before.skipped_updates if before else 0,
         calls_per_update=scheduler.calls_per_update,
-        command=capture_command(job.world_size),
+        command=capture_command(job.world_size, job.length_flag),
         versions=package_versions(),
     )
     if before is not None and (differences := _changes(before, record)):

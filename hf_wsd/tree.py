@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.text import Text
 from rich.tree import Tree
 
+from hf_wsd.errors import ScheduleError
 from hf_wsd.family import Run
 from hf_wsd.lengths import show_tokens
+from hf_wsd.stock import stock_flags
 
 
 def render_tree(run: Run) -> Tree:
@@ -22,6 +26,21 @@ def render_tree(run: Run) -> Tree:
         for branch, end in ((branch, end) for fork, end, branch in branches if fork == step):
             node.add(Text(f"{branch.path.name}: {_state(branch, step, end)}"))
     return tree
+
+
+def stock_resume(run: Run) -> dict[str, Any]:
+    """How the newest checkpoint is used where hf_wsd is not installed: the `checkpoint`, then `flags` or a `reason`."""
+    newest = max(run.checkpoints.keys() & run.records.keys(), default=None)
+    if newest is None:
+        return {}
+    path, record = str(run.checkpoints[newest]), run.records[newest]
+    if run.finished and record.schedule.total_steps is not None:
+        return {"checkpoint": path, "reason": f"the run is finished: from_pretrained({path!r}) loads its model"}
+    try:
+        flags = stock_flags(record.schedule, last_step=record.last_step or newest, start=newest)
+    except ScheduleError as error:
+        return {"checkpoint": path, "reason": f"this run cannot go on: {error}"}
+    return {"checkpoint": path, "flags": [*flags, "--resume_from_checkpoint", path]}
 
 
 def _state(branch: Run, fork: int, end: int) -> str:

@@ -36,10 +36,22 @@ PURE = [
     "lineage",
     "family",
     "settings",
+    "stock",
     "command",
     "job",
 ]
-TRAINER = ["scheduler", "randomness", "samples", "keeper", "start", "trainer_job", "callback", "registration"]
+TRAINER = [
+    "scheduler",
+    "randomness",
+    "samples",
+    "keeper",
+    "start",
+    "trainer_job",
+    "callback",
+    "loop",
+    "no_trainer",
+    "registration",
+]
 ABOVE = [
     "forking",
     "running",

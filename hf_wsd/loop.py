@@ -1,0 +1,181 @@
+"""`WSDLoop`: for a training loop of your own with Accelerate what `WSDCallback` is for a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from hf_wsd.job import Job
+from hf_wsd.keeper import Keeper
+from hf_wsd.lineage import Lineage
+from hf_wsd.randomness import unchanged_randomness
+from hf_wsd.scheduler import WSDScheduler
+from hf_wsd.settings import Settings
+from hf_wsd.start import Start, start_run
+
+logger = logging.get_logger(__name__)
+
+
+class WSDLoop:
+    """Keeps what a WSD run needs kept: refusals before the first update, fork points, records, history.
+
+    The scheduler is not prepared (a prepared one is stepped once for every process) but registered, so that
+    `accelerator.save_state` and `load_state` have it:
+
+        accelerator.register_for_checkpointing(scheduler)
+        if checkpoint: accelerator.load_state(checkpoint)
+        run = WSDLoop(accelerator, scheduler, accelerator_job(accelerator, scheduler, folder=..., max_steps=...), ...)
+        while run.step < run.last_step:
+            ...                              # forward, backward, optimizer.step() of one update
+            run.update()                     # the schedule goes on by one step
+            if run.keeps: run.save()         # a fork point, or the end of a decay
+
+    Args:
+        accelerator: has prepared model, optimizer and data.
+        scheduler: at the step that the run starts from.
+        job: what the script asked for.
+        model: its trainable parameters are counted.
+        dataset: training data; some samples are read, for a fingerprint and the tokens of a step.
+
+    Raises:
+        WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, scheduler: WSDScheduler, job: Job, *, model: torch.nn.Module, dataset: Any
+    ) -> None:
+        self._accelerator = accelerator
+        self._scheduler = scheduler
+        self._start: Start = start_run(scheduler, Settings.from_env(), job, model=model, dataset=dataset)
+        self._keeper = Keeper(job.folder, self.record, self._start.kinds, prefix=job.prefix)
+        self._skipped_updates = self.record.skipped_updates
+        scheduler.keeper = self
+        if accelerator.is_main_process:
+            self._keeper.begin(self.step, tokens=self.tokens)
+            logger.warning(self._start.announcement)
+        accelerator.wait_for_everyone()
+
+    @property
+    def record(self) -> Lineage:
+        """What the records of all checkpoints of the run share."""
+        return self._start.record
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._scheduler.steps_done
+
+    @property
+    def last_step(self) -> int:
+        """Where the run stops."""
+        return self._start.last_step
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens seen; None where samples differ in length."""
+        return self.record.tokens_at(self.step)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the checkpoint of this step."""
+        return self._keeper.checkpoint(self.step)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the checkpoint of this step is a fork point, the end of a decay or of the run."""
+        return self.step in self._start.kinds
+
+    def update(self) -> None:
+        """One update is done, or was skipped for an fp16 overflow: the schedule goes on by one step."""
+        self._skipped_updates += self._accelerator.optimizer_step_was_skipped
+        self._scheduler.step()
+
+    def log(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a row of the history; returns it with tokens and phase (0 warm-up, 1 stable, 2 decay), for trackers.
+
+        Args:
+            values: numbers by name; a loss on evaluation data is `eval_loss`.
+        """
+        phase = self.record.schedule.phase(max(self.step - 1, 0))
+        row = dict(values) | ({} if self.tokens is None else {"tokens": self.tokens})
+        if self._accelerator.is_main_process:
+            self._keeper.log({"step": self.step} | row | {"phase": phase.value})
+        return row | {"phase": phase.number}
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """A block that evaluates: every random generator is put back after it, so that training does not change."""
+        with unchanged_randomness():
+            yield
+
+    def save(self, losses: Mapping[str, float] | None = None) -> Path:
+        """Save the state of everything, its record beside it, and keep it for good if it is one to keep.
+
+        Args:
+            losses: what an evaluation at this step gave, by name ("loss", ...).
+        """
+        checkpoint = self.checkpoint
+        self._accelerator.save_state(str(checkpoint))
+        self.write_record(checkpoint, losses)
+        return checkpoint
+
+    def write_record(self, checkpoint: Path, losses: Mapping[str, float] | None = None) -> None:
+        """Write the record of a state that was saved, once every process has saved its part."""
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            known = {"tokens": self.tokens, "losses": dict(losses or {}), "skipped_updates": self._skipped_updates}
+            if checkpoint == self.checkpoint:
+                self._keeper.save(self.step, **known)
+            else:
+                self._keeper.record(self.step, **known).write(checkpoint)
+        self._accelerator.wait_for_everyone()
+
+
+def accelerator_job(
+    accelerator: Accelerator,
+    loader: Any,
+    *,
+    folder: Path | str,
+    step: int,
+    max_steps: int,
+    checkpoint: Path | str | None = None,
+    seed: int | None = None,
+    **more: Any,
+) -> Job:
+    """The `Job` of a loop that is about to train.
+
+    Args:
+        accelerator: what was prepared with.
+        loader: the prepared training data loader.
+        folder: the run's folder.
+        step: updates done.
+        max_steps: where the loop would end.
+        checkpoint: the checkpoint that the user named.
+        seed: of the run.
+        more: other fields of `Job`.
+    """
+    samples = int(loader.total_batch_size)
+    accumulation = int(accelerator.gradient_accumulation_steps)
+    setup = {
+        "per_device_train_batch_size": samples // accelerator.num_processes,
+        "gradient_accumulation_steps": accumulation,
+        "world_size": accelerator.num_processes,
+        "seed": seed,
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "threads": torch.get_num_threads(),
+    }
+    return Job(
+        folder=Path(folder),
+        step=step,
+        max_steps=max_steps,
+        checkpoint=Path(checkpoint) if isinstance(checkpoint, (str, Path)) and Path(checkpoint).is_dir() else None,
+        setup=setup,
+        samples_per_step=samples * accumulation,
+        **more,
+    )
