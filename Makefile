@@ -3,11 +3,17 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready-$(TORCH)
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+# What meets other packages: the trainer, the scheduler, datasets, evaluate, typer, rich, matplotlib.
+MEETS_OLDEST := versions registration scheduler callback end_to_end recipe blocks metric cli show plots report other_trainers
+MEETS_NEWEST := versions registration scheduler callback end_to_end other_trainers trackers engines
 
 setup: $(READY)  ## the environment in .venv, torch first: the open range in pyproject would take a CUDA build
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
+	rm -f .venv/.ready-*
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch "$@"
@@ -27,7 +33,28 @@ check: setup  ## formatting, lint, types, the rules of the house, what README sa
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 
+downstream: oldest newest  ## the oldest and the newest releases of what we stand on, and other projects' trainers
+
+oldest: $(OLDEST)/.ready-$(TORCH)  ## tests on the lowest releases that pyproject allows, in .venv-oldest
+	# They warn of newer releases beside them, and nobody will mend that: a warning is no error here.
+	DOWNSTREAM=oldest $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -W default $(MEETS_OLDEST:%=tests/test_%.py)
+
+$(OLDEST)/.ready-$(TORCH): pyproject.toml tests/downstream/oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet "$(TORCH)"
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/downstream/oldest.txt -e ".[test]"
+	touch "$@"
+
+newest: $(NEWEST)/.ready-$(TORCH)  ## tests on the newest, with TRL, PEFT, trackers, DeepSpeed, in .venv-newest (delete it for newer ones)
+	DOWNSTREAM=newest $(NEWEST)/bin/python -m pytest -n 2 --dist worksteal $(MEETS_NEWEST:%=tests/test_%.py)
+
+$(NEWEST)/.ready-$(TORCH): pyproject.toml
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet "$(TORCH)"
+	$(NEWEST)/bin/python -m pip install --quiet -e ".[downstream]"
+	touch "$@"
+
 bench: setup  ## speed as ratios, measured in one run
 	$(BIN)/python tests/bench/bench.py
 
-.PHONY: setup demo test test-fast check bench
+.PHONY: setup demo test test-fast check downstream oldest newest bench

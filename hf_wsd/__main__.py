@@ -10,6 +10,7 @@ import argparse
 import runpy
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from hf_wsd.errors import WSDError
@@ -52,7 +53,12 @@ def flags() -> argparse.ArgumentParser:
     add("--rewarmup-fraction", metavar="F", help="the climb as a part of the cycle instead")
     add("--milestones", nargs="+", metavar="N", help="multi_step: first steps at each lower multiplier")
     add("--milestone-fractions", nargs="+", metavar="F", help="the same as parts of the run; default 0.8 0.9")
-    add("--multipliers", nargs="+", metavar="R", help="multi_step: default 0.316 0.1")
+    add(
+        "--multipliers",
+        nargs="+",
+        metavar="R",
+        help="multi_step: lr / peak lr from each milestone on; default 0.316 0.1",
+    )
     add("--tokens-per-step", metavar="N", help="tokens of one update, where they cannot be counted from the data")
     add("--samples-per-step", metavar="N", help="samples of one update, for lengths such as 640samples")
     add("--calls-per-update", metavar="N", help=_CALLS)
@@ -86,7 +92,12 @@ def main() -> None:
     ours, target = split(sys.argv[1:])
     ours = [_with_dashes(arg) for arg in ours]
     parser = flags()
-    given = {name: value for name, value in vars(parser.parse_args(ours)).items() if value}
+    read, strange = parser.parse_known_args(ours)
+    if strange:
+        near = get_close_matches(strange[0], parser._option_string_actions, n=1, cutoff=0.85)
+        hint = f": did you mean {near[0]}?" if near else "; --help lists them."
+        parser.error(f"{strange[0]} is no flag of the launcher{hint} The script's own arguments follow SCRIPT.py")
+    given = {name: value for name, value in vars(read).items() if value not in (None, False)}  # "" is refused
     if not target or target == ["-m"]:
         parser.error("no SCRIPT.py (or -m MODULE) to run")
     if target[0] != "-m" and not Path(target[0]).is_file():

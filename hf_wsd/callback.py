@@ -9,16 +9,17 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hf_wsd.asked import check_kwargs
 from hf_wsd.errors import RunError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
 from hf_wsd.randomness import Randomness
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
-from hf_wsd.settings import Settings, refuse_ignored_settings
+from hf_wsd.settings import BUILDERS, Settings, refuse_ignored_settings
 from hf_wsd.start import Start, start_run
 from hf_wsd.trackers import name_run
-from hf_wsd.trainer_job import refuse_trainer_arguments, trainer_job
+from hf_wsd.trainer_job import refuse_other_scheduler, refuse_trainer_arguments, trainer_job
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +53,11 @@ class WSDCallback(TrainerCallback):
         """What the records of all checkpoints of the run share; None where the run is not ours."""
         return self._start.record if self._scheduler is not None else None
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse `lr_scheduler_kwargs` that transformers could not hand to our schedules."""
+        if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in BUILDERS:
+            check_kwargs(args.lr_scheduler_kwargs)
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -66,6 +72,7 @@ class WSDCallback(TrainerCallback):
         scheduler, settings = find_wsd_scheduler(lr_scheduler), Settings.from_env()
         self._scheduler = None
         if scheduler is None:
+            refuse_other_scheduler(args, lr_scheduler)
             kind = args.lr_scheduler_type
             return refuse_ignored_settings(settings, getattr(kind, "value", kind))
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
@@ -102,15 +109,11 @@ class WSDCallback(TrainerCallback):
         if self._scheduler is None:
             return
         step = state.global_step
-        while (
-            self._scheduler.steps_done < step
-        ):  # after an fp16 overflow Trainer counts the step but skips the scheduler
+        while self._scheduler.steps_done < step:  # fp16 overflow: Trainer counts the step but skips the scheduler
             self._scheduler.step()
             self._skipped_updates += 1
         kept = step in self._start.kinds
-        ends_a_budget = any(
-            step == decay.end for decay in self._start.plan.decays
-        )  # to compare trunk and decayed model
+        ends_a_budget = step in self._start.budget_ends
         ends_a_budget &= not args.load_best_model_at_end  # a best model that is not saved could not be loaded
         control.should_save |= kept
         control.should_evaluate |= (kept or ends_a_budget) and args.eval_strategy != "no"

@@ -28,6 +28,8 @@ def _length(value: Any) -> int | float | str:
 
 
 def _words(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):  # its names would be taken for the values
+        raise TypeError
     return value.replace(",", " ").split() if isinstance(value, str) else list(value)
 
 

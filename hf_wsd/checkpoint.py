@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,9 @@ from hf_wsd.errors import CheckpointError
 FORK_POINTS = "_fork-points"  # the leading underscore keeps a folder out of Trainer's uploads and rotation
 _NAME = re.compile(r"(?:checkpoint-|step_)(\d+)")  # step_: scripts without a Trainer
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*")  # FSDP, DeepSpeed: folders
+_SHARD = re.compile(rb"__\d+_\d+\.distcp")
+_ZERO_STATE = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt")  # of one process
+_ZIP_END_SIZE = 22  # bytes of the record with which a zip ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,8 @@ def _problems(path: Path) -> Iterator[str]:
     if ranks and (len(ranks) < fewest or ranks != list(range(len(ranks)))):
         yield f"RNG state of ranks {', '.join(map(str, ranks))} alone"
     yield from _problems_of_shards(path)
+    yield from _problems_of_fsdp(path)
+    yield from _problems_of_deepspeed(path, processes=len(ranks) or 1)
     rng_states = (*filter(None, [layout.rng_state_alone]), *(match[0] for match in of_ranks))
     for what, names in {**layout.files, "RNG state": rng_states}.items():
         files = sorted(file for name in names for file in path.glob(name))
@@ -170,6 +176,45 @@ def _problems_of_shards(path: Path) -> Iterator[str]:
             yield f"{index.name} is damaged ({type(error).__name__}: {error})"
         else:
             yield from (f"no weights {name}, which the index names" for name in missing)
+
+
+def _problems_of_fsdp(path: Path) -> Iterator[str]:
+    """What is wrong with FSDP's folders of shards: `.metadata` is written last and names the others."""
+    for folder in sorted(folder for name in ("pytorch_model_fsdp*/", "optimizer_*/") for folder in path.glob(name)):
+        index = folder / ".metadata"
+        content = index.read_bytes() if index.is_file() else b""
+        names = sorted({name.decode() for name in _SHARD.findall(content)})
+        if not names or not content.endswith(b"."):  # a pickle's last byte
+            yield f"{folder.name} was not saved to its end (no whole .metadata)"
+        yield from (
+            f"{folder.name}/{name} is missing or damaged" for name in names if not _zip_to_its_end(folder / name)
+        )
+
+
+def _problems_of_deepspeed(path: Path, *, processes: int) -> Iterator[str]:
+    """What is wrong with DeepSpeed's folder, which `latest` names; it goes on silently where a part is missing."""
+    latest = path / "latest"
+    if not latest.is_file():
+        yield from (f"no latest, which names {folder.name}" for folder in path.glob("global_step*/"))
+        return
+    folder = path / latest.read_text().strip()
+    states = sorted(folder.glob("*_states.pt"))
+    yield from (f"{folder.name}/{file.name} is damaged" for file in states if not zipfile.is_zipfile(file))
+    if not any(file.name.endswith("_model_states.pt") for file in states):
+        yield f"no weights in {folder.name}"
+    parts = sum(bool(_ZERO_STATE.fullmatch(file.name)) for file in states)
+    if (parts or (path / "zero_to_fp32.py").exists()) and parts != processes:  # the script lies there with ZeRO alone
+        yield f"optimizer state of {parts} of {processes} processes in {folder.name}"
+
+
+def _zip_to_its_end(file: Path) -> bool:
+    """Whether a file of several zips, one after the other, ends where a zip does."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-_ZIP_END_SIZE, os.SEEK_END)
+            return stream.read(4) == b"PK\5\6"
+    except OSError:  # it is not there, or shorter
+        return False
 
 
 def _whole(file: Path) -> bool:

@@ -43,6 +43,9 @@ def decay(
     decay_params: Annotated[list[str] | None, typer.Option(metavar="NAME=X", help="Parameters of the shape.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="What starts the processes: 'accelerate launch --config_file x.yaml'.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
     as_json: AsJson = False,
@@ -54,8 +57,9 @@ def decay(
     from hf_wsd.casts import cast
     from hf_wsd.family import read_run
     from hf_wsd.forking import fork_all, plan_decays
-    from hf_wsd.running import branch_command, run_branches, show_command
+    from hf_wsd.running import branch_command, read_launcher, run_branches, show_command
 
+    words = read_launcher(launcher) if launcher is not None else []
     trunk = read_run(run)
     steps = cast("num_decay_steps", decay_steps)  # read as a number, so that a fraction gets its own message
     plan = plan_decays(trunk, budgets=budgets or (), at=at or (), num_decay_steps=steps, decay_fraction=decay_fraction)
@@ -66,9 +70,11 @@ def decay(
         for problem in branch.damage:
             talk.print(f"  passed over: {problem}")
     if dry_run:
-        rows = [{"branch": str(b.folder), "argv": branch_command(b)[0], "shell": show_command(b)} for b in branches]
+        shown = [(b, branch_command(b, words)[0], show_command(b, words)) for b in branches]
+        rows = [{"branch": str(b.folder), "argv": argv, "shell": shell} for b, argv, shell in shown]
         return _print_json(rows) if as_json else print("\n".join(str(row["shell"]) for row in rows))
-    failed = [str(branch.folder) for branch, event in run_branches(branches, jobs=jobs) if _tell(branch, event)]
+    events = run_branches(branches, jobs=jobs, launcher=words)
+    failed = [str(branch.folder) for branch, event in events if _tell(branch, event)]
     if failed:
         raise WSDError(
             f"{len(failed)} of {len(branches)} branches failed: {', '.join(failed)}. The command resumes them"

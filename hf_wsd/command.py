@@ -12,7 +12,13 @@ from typing import Any
 
 from hf_wsd.lineage import Command
 
-_KEPT_VARIABLES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # HF_WSD_*: the record has them as settings
+LAUNCHER_VARIABLES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # what `accelerate launch` tells its workers
+_KEPT_VARIABLES = (  # HF_WSD_*: the record has them as settings
+    *LAUNCHER_VARIABLES,
+    # Where trackers keep a run: a group is one of a project.
+    *("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP", "TRACKIO_PROJECT", "TRACKIO_SPACE_ID", "TRACKIO_DIR"),
+    *("TENSORBOARD_LOGGING_DIR", "MLFLOW_EXPERIMENT_NAME", "COMET_PROJECT_NAME", "SWANLAB_PROJECT"),
+)
 _SECRET_NAME = re.compile(  # not any token: eos_token and its like are settings
     r"^token$|(^|_)(hub|hf|hugging_?face|github|gitlab|wandb|neptune|comet|auth|access|api|bearer|session)_?tokens?$"
     r"|(api|access|secret|private|openai|wandb)_?keys?$|passwords?$|passwd$|secrets?$"
@@ -41,10 +47,17 @@ def capture_command(world_size: int = 1, length_flag: str = "max_steps") -> Comm
         argv=scrub_arguments(argv),
         cwd=os.getcwd(),
         world_size=world_size,
+        nodes=_nodes(os.environ),
         environment=_environment(os.environ),
         files=_argument_files(argv),
         length_flag=length_flag,
     )
+
+
+def _nodes(env: Mapping[str, str]) -> int:
+    """Machines of the job, as torchrun (also under `accelerate launch`) and DeepSpeed's launcher tell each worker."""
+    told = env.get("GROUP_WORLD_SIZE") or env.get("CROSS_SIZE") or ""
+    return int(told) if told.isdecimal() else 1
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:

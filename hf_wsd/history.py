@@ -103,5 +103,5 @@ def losses_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         key.removeprefix("eval_"): float(value)
         for key, value in metrics.items()
-        if key.startswith("eval_") and not key.endswith(timings) and isinstance(value, (int, float))
+        if str(key).startswith("eval_") and not key.endswith(timings) and isinstance(value, (int, float))
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hf_wsd.checkpoint import FORK_POINTS
+from hf_wsd.checkpoint import FORK_POINTS, step_in_name
 from hf_wsd.history import append_history, cut_history
 from hf_wsd.lineage import RECORD, Lineage
 
@@ -85,6 +85,13 @@ class Keeper:
                     f"hf_wsd: the record or the kept copy of checkpoint-{owed_step} could not be written ({error}); "
                     "training goes on and the next save tries again"
                 )
+
+    def rotate(self, limit: int) -> None:
+        """Delete the run's oldest checkpoints beyond `limit`, but for those whose kept copy is not made yet."""
+        checkpoints = sorted(self.run.glob(f"{self._prefix}*"), key=step_in_name)
+        for old in checkpoints[: len(checkpoints) - limit]:
+            if step_in_name(old) not in self._owed:
+                shutil.rmtree(old, ignore_errors=True)
 
     def record(self, step: int, **changes: Any) -> Lineage:
         """The record of a step's checkpoint."""

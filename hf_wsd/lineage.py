@@ -54,6 +54,7 @@ class Command:
         argv: what followed the interpreter in each worker: ("-m", "hf_wsd", ..., "script.py", ...).
         cwd: working directory.
         world_size: number of processes.
+        nodes: number of machines that they ran on.
         environment: the launcher's variables (ACCELERATE_* and friends).
         files: texts of the JSON and YAML argument files named in argv, by path as written there.
         length_flag: what the script calls the number of its updates.
@@ -66,6 +67,7 @@ class Command:
     argv: tuple[str, ...]
     cwd: str
     world_size: int = 1
+    nodes: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     length_flag: str = "max_steps"

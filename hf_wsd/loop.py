@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
+from hf_wsd.history import losses_of
 from hf_wsd.job import Job
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
@@ -34,6 +35,8 @@ class WSDLoop:
         while run.step < run.last_step:
             ...                              # forward, backward, optimizer.step() of one update
             run.update()                     # the schedule goes on by one step
+            if run.evaluates:                # a fork point, the end of a decay or of a budget
+                with run.evaluation(): run.log({"eval_loss": ...})
             if run.keeps: run.save()         # a fork point, or the end of a decay
 
     Args:
@@ -42,14 +45,24 @@ class WSDLoop:
         job: what the script asked for.
         model: its trainable parameters are counted.
         dataset: training data; some samples are read, for a fingerprint and the tokens of a step.
+        save_total_limit: checkpoints of the run itself; what is kept for good is out of its reach. None: all.
 
     Raises:
         WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
     """
 
     def __init__(
-        self, accelerator: Accelerator, scheduler: WSDScheduler, job: Job, *, model: torch.nn.Module, dataset: Any
+        self,
+        accelerator: Accelerator,
+        scheduler: WSDScheduler,
+        job: Job,
+        *,
+        model: torch.nn.Module,
+        dataset: Any,
+        save_total_limit: int | None = None,
     ) -> None:
+        self._save_total_limit = save_total_limit
+        self._losses: dict[str, float] = {}
         self._accelerator = accelerator
         self._scheduler = scheduler
         self._start: Start = start_run(scheduler, Settings.from_env(), job, model=model, dataset=dataset)
@@ -91,17 +104,24 @@ class WSDLoop:
         """Whether the checkpoint of this step is a fork point, the end of a decay or of the run."""
         return self.step in self._start.kinds
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether a loss on evaluation data is wanted at this step: with what is kept, and to compare budgets with."""
+        return self.keeps or self.step in self._start.budget_ends
+
     def update(self) -> None:
         """One update is done, or was skipped for an fp16 overflow: the schedule goes on by one step."""
         self._skipped_updates += self._accelerator.optimizer_step_was_skipped
         self._scheduler.step()
+        self._losses = {}
 
     def log(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a row of the history; returns it with tokens and phase (0 warm-up, 1 stable, 2 decay), for trackers.
 
         Args:
-            values: numbers by name; a loss on evaluation data is `eval_loss`.
+            values: numbers by name; those of an evaluation begin with `eval_`, and go into this step's record too.
         """
+        self._losses |= losses_of(values)
         phase = self.record.schedule.phase(max(self.step - 1, 0))
         row = dict(values) | ({} if self.tokens is None else {"tokens": self.tokens})
         if self._accelerator.is_main_process:
@@ -114,33 +134,30 @@ class WSDLoop:
         with unchanged_randomness():
             yield
 
-    def save(self, losses: Mapping[str, float] | None = None) -> Path:
-        """Save the state of everything, its record beside it, and keep it for good if it is one to keep.
+    def save(self) -> Path:
+        """Save the state of everything, its record beside it, and keep it for good if it is one to keep."""
+        self._accelerator.save_state(str(self.checkpoint))
+        self.write_record(self.checkpoint)
+        return self.checkpoint
 
-        Args:
-            losses: what an evaluation at this step gave, by name ("loss", ...).
-        """
-        checkpoint = self.checkpoint
-        self._accelerator.save_state(str(checkpoint))
-        self.write_record(checkpoint, losses)
-        return checkpoint
-
-    def write_record(self, checkpoint: Path, losses: Mapping[str, float] | None = None) -> None:
+    def write_record(self, checkpoint: Path) -> None:
         """Write the record of a state that was saved, once every process has saved its part."""
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            known = {"tokens": self.tokens, "losses": dict(losses or {}), "skipped_updates": self._skipped_updates}
+            now = {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
             if checkpoint == self.checkpoint:
-                self._keeper.save(self.step, **known)
+                self._keeper.save(self.step, **now)
             else:
-                self._keeper.record(self.step, **known).write(checkpoint)
+                self._keeper.record(self.step, **now).write(checkpoint)
+            if self._save_total_limit is not None:
+                self._keeper.rotate(self._save_total_limit)
         self._accelerator.wait_for_everyone()
 
 
 def accelerator_job(
     accelerator: Accelerator,
-    loader: Any,
     *,
+    batch_size: int,
     folder: Path | str,
     step: int,
     max_steps: int,
@@ -152,7 +169,7 @@ def accelerator_job(
 
     Args:
         accelerator: what was prepared with.
-        loader: the prepared training data loader.
+        batch_size: samples of one process in a forward pass.
         folder: the run's folder.
         step: updates done.
         max_steps: where the loop would end.
@@ -160,10 +177,9 @@ def accelerator_job(
         seed: of the run.
         more: other fields of `Job`.
     """
-    samples = int(loader.total_batch_size)
     accumulation = int(accelerator.gradient_accumulation_steps)
     setup = {
-        "per_device_train_batch_size": samples // accelerator.num_processes,
+        "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
         "world_size": accelerator.num_processes,
         "seed": seed,
@@ -176,6 +192,6 @@ def accelerator_job(
         max_steps=max_steps,
         checkpoint=Path(checkpoint) if isinstance(checkpoint, (str, Path)) and Path(checkpoint).is_dir() else None,
         setup=setup,
-        samples_per_step=samples * accumulation,
+        samples_per_step=batch_size * accumulation * accelerator.num_processes,
         **more,
     )

@@ -87,9 +87,11 @@ class ScriptScheduler(WSDScheduler):
             )
 
     def _job(self, accelerator: Accelerator) -> Job:
+        loader = accelerator._dataloaders[0]
+        samples = getattr(loader, "total_batch_size", None)  # a stream's loader has none
         return accelerator_job(
             accelerator,
-            accelerator._dataloaders[0],
+            batch_size=samples // accelerator.num_processes if samples else loader.batch_size or 1,
             folder=_typed["output_dir"],
             step=self.steps_done,
             max_steps=self._max_steps,

@@ -6,27 +6,70 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
+from hf_wsd.command import LAUNCHER_VARIABLES
 from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
 from hf_wsd.lineage import Command
 
 LOG = "run.log"
-_NOT_INHERITED = ("HF_WSD_", "WANDB_RUN_ID", "WANDB_RESUME")  # a branch is a run of its own
+_NOT_INHERITED = (  # a branch is a run of its own, also for trackers
+    *("HF_WSD_", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_FORK_FROM", "WANDB_NAME", "MLFLOW_RUN_ID"),
+    *("COMET_EXPERIMENT_KEY", "NEPTUNE_CUSTOM_RUN_ID", "SWANLAB_RUN_ID", "SWANLAB_RESUME"),
+)
 
 
-def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
-    """The command that runs a branch, and the variables to add to the environment.
+def read_launcher(text: str) -> list[str]:
+    """The words of a launcher's command line, its program and files by their full paths: a branch runs elsewhere.
+
+    A program is looked for beside this interpreter first: `accelerate` is the one of the environment that runs us.
 
     Raises:
-        RunError: the record does not say how the trunk was started.
+        RunError: the text is no command line, or its program is not there.
+
+    >>> read_launcher("no-such-launcher --nodes 2")
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.RunError: --launcher 'no-such-launcher --nodes 2': there is no program no-such-launcher
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise RunError(f"--launcher {text!r} is no command line: {error}") from None
+    if not words:
+        raise RunError(
+            "--launcher is empty: say what starts the processes, as in 'accelerate launch --num_processes 8'"
+        )
+    program = shutil.which(words[0], path=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+    if program is None:
+        raise RunError(f"--launcher {text!r}: there is no program {words[0]}")
+    return [os.path.abspath(program), *map(_full_path, words[1:])]
+
+
+def _full_path(word: str) -> str:
+    """A word that names a file, alone or as in `--config_file=x.yaml`, with the file's full path."""
+    flag, equals, file = word.rpartition("=")
+    return flag + equals + os.path.abspath(file) if Path(file).suffix and Path(file).is_file() else word
+
+
+def branch_command(branch: Branch, launcher: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a branch, and the variables to add to the environment.
+
+    Args:
+        branch: the branch.
+        launcher: words of what starts the processes, how many is its affair; without any, as many as the trunk's start
+            on this machine.
+
+    Raises:
+        RunError: the record does not say how the trunk was started, or it ran on several machines.
     """
     command = branch.record.command
     if command is None or not command.argv or command.argv[0].startswith("-c"):
@@ -41,16 +84,29 @@ def branch_command(branch: Branch) -> tuple[list[str], dict[str, str]]:
         argv += [word for name, value in changes.items() for word in (f"--{name}", value)]
     else:
         argv[-1] = str((branch.folder / f"arguments{Path(arguments).suffix}").resolve())
-    launcher = [sys.executable]
-    if command.world_size > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world_size)]
-    environment = dict(command.environment) | {"HF_WSD_BRANCH": str(branch.folder.resolve())}
+    environment = dict(command.environment)
+    if launcher:  # it tells its workers what they must know
+        environment = {name: text for name, text in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    launcher = launcher or _own_launcher(command)
+    environment["HF_WSD_BRANCH"] = str(branch.folder.resolve())
     for name in ("tokens_per_step", "calls_per_update"):
         if value := branch.record.settings.get(name):
             environment[f"HF_WSD_{name.upper()}"] = str(value)
     if threads := branch.record.setup.get("threads"):
         environment["OMP_NUM_THREADS"] = str(threads)  # another number of threads adds in another order
     return [*launcher, *argv], environment
+
+
+def _own_launcher(command: Command) -> list[str]:
+    """What starts as many processes as the trunk had."""
+    if command.nodes > 1:
+        raise RunError(
+            f"the trunk ran on {command.nodes} machines ({command.world_size} processes), and only processes on this "
+            "one can be started without being told how: --launcher 'accelerate launch --config_file multi_node.yaml', "
+            f"or, where they all fit on this one, --launcher 'torchrun --nproc_per_node {command.world_size}'"
+        )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world_size)]
+    return [sys.executable, *(torchrun if command.world_size > 1 else [])]
 
 
 def _changes(branch: Branch) -> dict[str, str]:
@@ -82,18 +138,18 @@ def _write_arguments(branch: Branch, command: Command) -> None:
     write_atomically(branch.folder / f"arguments{Path(file).suffix}", text)
 
 
-def show_command(branch: Branch) -> str:
+def show_command(branch: Branch, launcher: Sequence[str] = ()) -> str:
     """The branch's command for a shell, working directory and variables included."""
-    argv, environment = branch_command(branch)
+    argv, environment = branch_command(branch, launcher)
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     cwd = branch.record.command.cwd if branch.record.command else "."
     return f"cd {shlex.quote(cwd)} && {variables} {shlex.join(argv)}"
 
 
-def start(branch: Branch) -> subprocess.Popen[bytes]:
+def start(branch: Branch, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """The running process of a branch; what it prints goes to `run.log` in its folder."""
+    argv, environment = branch_command(branch, launcher)
     prepare(branch)
-    argv, environment = branch_command(branch)
     command = branch.record.command
     if command is not None:
         _write_arguments(branch, command)
@@ -120,7 +176,9 @@ def locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_branches(branches: Iterable[Branch], *, jobs: int = 1) -> Iterable[tuple[Branch, str]]:
+def run_branches(
+    branches: Iterable[Branch], *, jobs: int = 1, launcher: Sequence[str] = ()
+) -> Iterable[tuple[Branch, str]]:
     """Run branches, `jobs` at a time; yield (branch, "started" | "finished" | what went wrong) as it happens.
 
     Leaving early (Ctrl-C) ends the processes that run; the same call again goes on from their newest checkpoints.
@@ -132,7 +190,7 @@ def run_branches(branches: Iterable[Branch], *, jobs: int = 1) -> Iterable[tuple
             while waiting and len(running) < jobs:
                 branch = waiting.pop(0)
                 try:
-                    running[start(branch)] = branch
+                    running[start(branch, launcher)] = branch
                 except RunError as error:
                     yield branch, f"not started: {error}"
                 else:

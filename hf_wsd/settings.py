@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hf_wsd.asked import add_asked, no_such_setting, run_settings, setting
 from hf_wsd.baselines import cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.casts import CASTS, cast
 from hf_wsd.checks import count
-from hf_wsd.errors import ScheduleError, SettingsError, unknown
-from hf_wsd.lengths import Length, decay_length, to_steps
+from hf_wsd.errors import ScheduleError, SettingsError, WSDError, unknown
+from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, Length, decay_length, to_steps
 from hf_wsd.lineage import Lineage
 from hf_wsd.schedule import Schedule
 
@@ -113,7 +114,12 @@ class Settings:
         for name in given:
             if name not in names:
                 raise SettingsError(unknown("setting", name, names))
-        return cls(**{name: cls._read(name, value) for name, value in given.items() if value is not None})
+        try:
+            return cls(**{name: cls._read(name, value) for name, value in given.items() if value is not None})
+        except WSDError as error:
+            asked = {name: setting(name, value) for name, value in given.items()}
+            add_asked(error, [text for name, text in asked.items() if name in str(error)] or asked.values())
+            raise
 
     @staticmethod
     def _read(name: str, value: Any) -> Any:
@@ -210,14 +216,34 @@ def build_schedule(
     if name not in BUILDERS:
         raise SettingsError(unknown("schedule", name, BUILDERS))
     settings = Settings.from_env() if settings is None else settings
-    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
-    allowed = [key for key in inspect.signature(BUILDERS[name]).parameters if key in _KWARGS]
+    try:
+        return _build_schedule(name, num_training_steps, num_warmup_steps, kwargs or {}, settings)
+    except WSDError as error:
+        asked = run_settings(num_training_steps, num_warmup_steps, kwargs)
+        ours = {key: value for key, value in settings.given().items() if key in _KWARGS or key == "trunk"}
+        asked += [setting(key, value) for key, value in ours.items()]
+        lengths = {"num_decay_steps", "decay_fraction", "trunk"}
+        if "decay_fraction" in _settings_of(name) and lengths.isdisjoint({*ours, *(kwargs or ())}):
+            asked.append(f"decay_fraction {DEFAULT_DECAY_FRACTION} (default)")
+        add_asked(error, asked)
+        raise
+
+
+def _build_schedule(
+    name: str,
+    num_training_steps: int | None,
+    num_warmup_steps: int,
+    kwargs: Mapping[str, Any],
+    settings: Settings,
+) -> Schedule:
+    given = {key: value for key, value in kwargs.items() if value is not None}
     ours = settings.schedule_kwargs()
     if settings.trunk and name != "wsd":
         raise SettingsError(f"a trunk stays at the peak: use --trunk with --lr_scheduler_type wsd, not {name}")
+    known = {builder: _settings_of(builder) for builder in BUILDERS}
     for key in (*given, *ours):
-        if key not in allowed:
-            raise SettingsError(f"{unknown('setting', key, allowed)} (lr_scheduler_type {name})")
+        if key not in known[name]:
+            raise SettingsError(no_such_setting(key, name, known, [field.name for field in fields(Settings)]))
     given = {key: cast(key, value) for key, value in given.items()}
     for key in given.keys() & ours.keys():
         if given[key] != ours[key]:
@@ -227,13 +253,17 @@ def build_schedule(
             )
     if settings.branch:
         return _branch_schedule(settings.branch, num_training_steps)
-    known = settings.per_step() | {"of": num_training_steps}
+    units = settings.per_step() | {"of": num_training_steps}
     later = ("num_decay_steps", "decay_fraction") if settings.trunk else ()  # a trunk's decays are no part of it
     asked = {key: value for key, value in {**ours, **given}.items() if key not in later}
-    merged = {key: _in_steps(value, known) if key in LENGTHS else value for key, value in asked.items()}
+    merged = {key: _in_steps(value, units) if key in LENGTHS else value for key, value in asked.items()}
     if settings.trunk:
         merged["num_decay_steps"] = 0
     return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
+
+
+def _settings_of(name: str) -> list[str]:
+    return [key for key in inspect.signature(BUILDERS[name]).parameters if key in _KWARGS]
 
 
 def _in_steps(value: Any, known: Mapping[str, int | None]) -> Any:

@@ -47,6 +47,11 @@ class Start:
         forks = {decay.fork: "fork" for decay in self.plan.decays}
         return {self.last_step: "end"} | forks | self.schedule.checkpoint_steps()
 
+    @cached_property
+    def budget_ends(self) -> frozenset[int]:
+        """Where decayed models will end: the trunk's losses there are what theirs are compared with."""
+        return frozenset(decay.end for decay in self.plan.decays)
+
     @property
     def last_step(self) -> int:
         """Where the run stops."""

@@ -111,6 +111,25 @@ def name_run(args: TrainingArguments, record: Lineage) -> None:
         args.run_name = name
 
 
+@contextmanager
+def survive(tracker: Any) -> Iterator[None]:
+    """What a tracker raises inside is logged, once for each kind of error, and training goes on.
+
+    Args:
+        tracker: a tracker's callback, or the Accelerator: `with survive(accelerator): accelerator.log(values)`.
+    """
+    try:
+        yield
+    except Exception as error:  # a tracker may raise anything: its disk, its network, its own mistakes
+        kinds = tracker.__dict__.setdefault("_kinds_of_error", set())
+        if type(error) not in kinds:
+            kinds.add(type(error))
+            logger.error(
+                f"hf_wsd: tracking by {type(tracker).__name__} failed ({type(error).__name__}: {error}); training goes "
+                "on. It is tried again at each log; more of the same is not reported"
+            )
+
+
 def tracker_class(callback: type[TrainerCallback]) -> type[TrainerCallback]:
     """The class that `--report_to` shall make of a tracker's callback: told of lineage, and never in training's way.
 
@@ -138,26 +157,11 @@ def _safe(event: Callable[..., TrainerControl | None]) -> Callable[..., TrainerC
         if _record(kwargs) is None:
             return event(self, *args, **kwargs)
         changed = None
-        with _told(self):
+        with survive(self):
             changed = event(self, *args, **kwargs)
         return changed
 
     return safe
-
-
-@contextmanager
-def _told(tracker: Any) -> Iterator[None]:
-    """What goes wrong inside is logged, once for each kind of error, and goes no further."""
-    try:
-        yield
-    except Exception as error:  # a tracker may raise anything: its disk, its network, its own mistakes
-        kinds = tracker.__dict__.setdefault("_kinds_of_error", set())
-        if type(error) not in kinds:
-            kinds.add(type(error))
-            logger.error(
-                f"hf_wsd: {type(tracker).__name__} failed ({type(error).__name__}: {error}); training goes on. It is "
-                "tried again at each log; more of the same is not reported"
-            )
 
 
 def _record(kwargs: Mapping[str, Any]) -> Lineage | None:
@@ -204,7 +208,7 @@ class _TensorBoard(TensorBoardCallback):
             self.logging_dir = os.path.join(self.logging_dir, str(args.run_name).lstrip("/"))
         super().on_train_begin(args, state, *control, **kwargs)
         if record is not None and self.tb_writer is not None:
-            with _told(self):
+            with survive(self):
                 rows = [
                     f"| {name} | {value} |" for name, value in lineage_config(record, Path(args.output_dir)).items()
                 ]
@@ -231,20 +235,20 @@ class _Wandb(WandbCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *control: Any, **kwargs: Any) -> None:
         record = _record(kwargs) if state.is_world_process_zero and state.trial_name is None else None
         if record is not None:
-            with _told(self):
+            with survive(self):
                 run = self._wandb.run
                 if run is not None and run.config.get("wsd/folder", args.output_dir) != args.output_dir:
                     self._wandb.finish()  # the trunk's, in one process with its branch: WandbCallback leaves it open
                 self._wandb = _Package(self._wandb, **_wandb_keywords(record))
         super().on_train_begin(args, state, *control, **kwargs)
         if record is not None:
-            with _told(self):
+            with survive(self):
                 self._wandb.config.update(lineage_config(record, Path(args.output_dir)), allow_val_change=True)
                 self._wandb.define_metric("train/tokens")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and _record(kwargs) is not None and "tokens" in kwargs["logs"]:
-            with _told(self):
+            with survive(self):
                 self._draw_over_tokens(rewrite_logs(kwargs["logs"]))
         super().on_log(args, state, *control, **kwargs)
 
@@ -271,5 +275,5 @@ class _Trackio(TrackioCallback):
             self._trackio = _Package(self._trackio, group=record.group or None, **never)
         super().on_train_begin(args, state, *control, **kwargs)
         if record is not None:
-            with _told(self):
+            with survive(self):
                 self._trackio.config.update(lineage_config(record, Path(args.output_dir)), allow_val_change=True)

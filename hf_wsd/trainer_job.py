@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
-from hf_wsd.errors import RunError, ScheduleError
+from hf_wsd.errors import RunError, ScheduleError, SettingsError
 from hf_wsd.job import Job
 from hf_wsd.schedule import Schedule
+from hf_wsd.settings import NAMES
 
 
 def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:
@@ -61,3 +64,29 @@ def refuse_trainer_arguments(schedule: Schedule, args: TrainingArguments, state:
         )
     if trunk and args.save_only_model:
         raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
+
+
+def refuse_other_scheduler(args: TrainingArguments, lr_scheduler: Any) -> None:
+    """Refuse a run that asks for one of our schedules where another scheduler sets the lr.
+
+    Args:
+        args: the Trainer's arguments.
+        lr_scheduler: the scheduler in use, which is none of ours; None where it is not known.
+
+    Raises:
+        SettingsError: one of ours was asked for.
+    """
+    asked = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if asked not in NAMES or lr_scheduler is None:
+        return
+    if section := (deepspeed_config() or {}).get("scheduler"):
+        file = args.deepspeed if isinstance(args.deepspeed, str) else os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        raise SettingsError(
+            f'--lr_scheduler_type {asked} would be ignored: DeepSpeed sets the lr by the section "scheduler" '
+            f"({section.get('type')}) of its config {file or '(a dict)'}. Delete that section"
+        )
+    kind = type(getattr(lr_scheduler, "scheduler", lr_scheduler)).__name__
+    raise SettingsError(
+        f"--lr_scheduler_type {asked} would be ignored: the script trains with a {kind} of its own. Let Trainer make "
+        f"the scheduler, make it with hf_wsd.get_scheduler, or leave --lr_scheduler_type {asked} out"
+    )

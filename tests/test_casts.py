@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_wsd.casts import CASTS, cast
 from hf_wsd.errors import SettingsError
-from hf_wsd.settings import BUILDERS, PER_STEP
+from hf_wsd.settings import BUILDERS, COUNTS
 
 LENGTHS = ["num_decay_steps", "num_min_steps", "num_stable_steps", "num_rewarmup_steps"]
 NUMBERS = ["decay_fraction", "min_lr_ratio", "warmup_start", "rewarmup_fraction"]
@@ -18,7 +18,7 @@ LISTS_OF_NUMBERS = ["cycle_peaks", "milestone_fractions", "multipliers"]
 
 def test_every_argument_of_the_builders_can_be_cast():
     arguments = {name for build in BUILDERS.values() for name in inspect.signature(build).parameters}
-    assert set(CASTS) == arguments - {"num_training_steps", "num_warmup_steps"} | set(PER_STEP)
+    assert set(CASTS) == arguments - {"num_training_steps", "num_warmup_steps"} | set(COUNTS)
 
 
 @pytest.mark.parametrize("name", CASTS)
@@ -70,7 +70,7 @@ def test_lists_of_numbers_are_read_in_every_writing(name, value):
     assert cast(name, value) == [1.0, 0.5]
 
 
-@pytest.mark.parametrize("value", [5, 0.5, "one", [[1]], [None], [True], ["x"]])
+@pytest.mark.parametrize("value", [5, 0.5, "one", [[1]], [None], [True], ["x"], {"50": 1}])
 @pytest.mark.parametrize("name", LISTS_OF_LENGTHS + LISTS_OF_NUMBERS)
 def test_what_is_no_list_is_refused_by_name(name, value):
     with pytest.raises(SettingsError, match=f"{name}=.* cannot be read as (lengths|numbers)"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save_file
 
 from hf_wsd.checkpoint import FORK_POINTS, check_checkpoint, newest_whole, saved_checkpoints
@@ -56,18 +57,38 @@ def test_rng_states_of_several_processes_are_whole(checkpoint):
     assert check_checkpoint(checkpoint) == 5
 
 
-def test_folders_of_fsdp_stand_for_weights_and_optimizer(checkpoint):
+@pytest.fixture
+def sharded(checkpoint):
+    """What FSDP saves with SHARDED_STATE_DICT."""
     for file, folder in (("model.safetensors", "pytorch_model_fsdp_0"), ("optimizer.pt", "optimizer_0")):
         (checkpoint / file).unlink()
-        (checkpoint / folder).mkdir()
-    assert check_checkpoint(checkpoint) == 5
+        state = {"a": torch.zeros(500), "b": torch.zeros(500)}
+        with pytest.warns(UserWarning, match="save in a single process"):
+            torch.distributed.checkpoint.save(state, checkpoint_id=checkpoint / folder)
+    return checkpoint
 
 
-def test_folder_of_deepspeed_stands_for_weights_and_optimizer(checkpoint):
-    (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "optimizer.pt").unlink()
+@pytest.fixture
+def zero(checkpoint):
+    """What DeepSpeed's ZeRO saves on two processes."""
+    for file in ("model.safetensors", "optimizer.pt"):
+        (checkpoint / file).unlink()
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    shutil.copy(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+    (checkpoint / "zero_to_fp32.py").touch()
+    (checkpoint / "latest").write_text("global_step5")
     (checkpoint / "global_step5").mkdir()
-    assert check_checkpoint(checkpoint) == 5
+    for name in ("mp_rank_00_model", "zero_pp_rank_0_mp_rank_00_optim", "bf16_zero_pp_rank_1_mp_rank_00_optim"):
+        torch.save({"state": torch.zeros(500)}, checkpoint / "global_step5" / f"{name}_states.pt")
+    return checkpoint
+
+
+def test_folders_of_fsdp_stand_for_weights_and_optimizer(sharded):
+    assert check_checkpoint(sharded) == 5
+
+
+def test_folder_of_deepspeed_stands_for_weights_and_optimizer(zero):
+    assert check_checkpoint(zero) == 5
 
 
 def test_weights_in_several_files_are_whole(checkpoint):
@@ -111,6 +132,49 @@ def test_file_without_its_last_byte_is_named(checkpoint, name):
     cut_short(checkpoint / name)
     with pytest.raises(CheckpointError, match=f"{name} is damaged"):
         check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp"])
+@pytest.mark.parametrize(
+    "lost", [1, 30, 1500, None]
+)  # bytes: of the last zip's end, of the last zip, of the one before
+def test_damaged_or_missing_shard_of_fsdp_is_named(sharded, file, lost):
+    if lost is None:
+        (sharded / file).unlink()
+    else:
+        cut_short(sharded / file, by=lost)
+    with pytest.raises(CheckpointError, match=f"{file} is missing or damaged"):
+        check_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("folder", ["pytorch_model_fsdp_0", "optimizer_0"])
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x04\x95"])
+def test_folder_of_fsdp_that_was_not_saved_to_its_end_is_named(sharded, folder, content):
+    (sharded / folder / ".metadata").unlink()
+    if content is not None:
+        (sharded / folder / ".metadata").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{folder} was not saved to its end"):
+        check_checkpoint(sharded)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("latest", "no latest, which names global_step5"),
+        ("global_step5/mp_rank_00_model_states.pt", "no weights in global_step5"),
+        ("global_step5/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "optimizer state of 1 of 2 processes"),
+    ],
+)
+def test_missing_part_of_deepspeed_is_named(zero, name, what):
+    (zero / name).unlink()
+    with pytest.raises(CheckpointError, match=what):
+        check_checkpoint(zero)
+
+
+def test_part_of_deepspeed_that_was_cut_short_is_named(zero):
+    cut_short(zero / "global_step5" / "zero_pp_rank_0_mp_rank_00_optim_states.pt", by=100)
+    with pytest.raises(CheckpointError, match=r"global_step5/zero_pp_rank_0_mp_rank_00_optim_states\.pt is damaged"):
+        check_checkpoint(zero)
 
 
 def test_missing_file_of_weights_in_several_is_named(checkpoint):

@@ -89,12 +89,18 @@ def test_launchers_variables_are_kept_and_no_others(started):
     variables = {
         "ACCELERATE_MIXED_PRECISION": "bf16",
         "FSDP_VERSION": "2",
+        "WANDB_PROJECT": "small models",
+        "WANDB_RUN_ID": "x",
         "HF_WSD_TRUNK": "1",
         "HF_TOKEN": "x",
         "MY": "y",
     }
     kept = started("run.py", **variables).environment
-    assert {name for name in variables if name in kept} == {"ACCELERATE_MIXED_PRECISION", "FSDP_VERSION"}
+    assert {name for name in variables if name in kept} == {
+        "ACCELERATE_MIXED_PRECISION",
+        "FSDP_VERSION",
+        "WANDB_PROJECT",
+    }
 
 
 def test_launchers_secret_is_left_out(started):

@@ -115,6 +115,7 @@ def test_model_can_be_continued_from_a_saved_one(tmp_path):
 def test_preset_has_about_the_parameters_that_its_name_says(preset, vocabulary, block_size, millions):
     with torch.device("meta"):
         model = pretrain.new_model(pretrain.ModelArguments(preset=preset), vocabulary, block_size, 0)
+    model.tie_weights()  # transformers 5.0 does not on this device
     assert model.num_parameters() == pytest.approx(millions * 1e6, rel=0.15)
 
 
