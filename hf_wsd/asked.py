@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_wsd.errors import SettingsError, WSDError, unknown
 
+TRAINER_FLAGS = ("max_steps", "warmup_steps")
 # What Trainer hands to every scheduler by itself: asked for beside lr_scheduler_kwargs, never in them.
 SCRIPT_FLAGS = {
     "num_warmup_steps": "--warmup_steps",
@@ -30,16 +31,21 @@ def setting(name: str, value: Any) -> str:
     return f"{' '.join(map(str, ['--' + name.replace('_', '-'), *words]))} (or HF_WSD_{name.upper()})"
 
 
-def run_settings(steps: int | None, warmup_steps: int, kwargs: Mapping[str, Any] | None) -> list[str]:
-    """What a script's own flags asked for.
+def run_settings(
+    steps: int | None,
+    warmup_steps: int,
+    kwargs: Mapping[str, Any] | None,
+    flags: tuple[str, str] = TRAINER_FLAGS,
+) -> list[str]:
+    """What a script's own flags asked for; `flags` are its words for its length and its warm-up.
 
     >>> run_settings(800, 900, None)
     ['800 steps (--max_steps or epochs)', 'a warm-up of 900 (--warmup_steps)']
     >>> run_settings(None, 0, {"min_lr_ratio": 0.1})
     ['lr_scheduler_kwargs {"min_lr_ratio": 0.1}']
     """
-    asked = [] if steps is None else [f"{steps} steps (--max_steps or epochs)"]
-    asked += [f"a warm-up of {warmup_steps} (--warmup_steps)"] if warmup_steps else []
+    asked = [] if steps is None else [f"{steps} steps (--{flags[0]} or epochs)"]
+    asked += [f"a warm-up of {warmup_steps} (--{flags[1]})"] if warmup_steps else []
     return asked + ([f"lr_scheduler_kwargs {json.dumps(kwargs, default=str)}"] if kwargs else [])
 
 

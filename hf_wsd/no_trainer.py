@@ -26,9 +26,8 @@ from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, make_scheduler
-from hf_wsd.settings import NAMES, Settings, build_schedule
+from hf_wsd.settings import NAMES, Settings, build_schedule, refuse_ignored_settings
 
-_LENGTH_FLAGS = ("max_train_steps", "max_steps")
 _typed: dict[str, Any] = {}  # the script's arguments, as its parser last read them
 
 
@@ -95,7 +94,7 @@ class ScriptScheduler(WSDScheduler):
             folder=_typed["output_dir"],
             step=self.steps_done,
             max_steps=self._max_steps,
-            length_flag=next((flag for flag in _LENGTH_FLAGS if flag in _typed), "max_train_steps"),
+            length_flag=_flags()[0],
             checkpoint=_typed.get("resume_from_checkpoint"),
             seed=_typed.get("seed"),
             prefix="step_",  # what such a script reads its place in the data from
@@ -129,10 +128,19 @@ def make_registered_scheduler(
             "not multiply its totals by them as others do. Give --calls-per-update 1 (HF_WSD_CALLS_PER_UPDATE=1)"
         )
     max_steps = -(-num_training_steps // per_update)
+    warmup_steps = num_warmup_steps // per_update
     schedule = build_schedule(
-        name, num_training_steps=max_steps, num_warmup_steps=num_warmup_steps // per_update, kwargs=kwargs
+        name, num_training_steps=max_steps, num_warmup_steps=warmup_steps, kwargs=kwargs, flags=_flags()
     )
     return ScriptScheduler(optimizer, schedule, max_steps=max_steps, totals_per_update=per_update)
+
+
+def _flags() -> tuple[str, str]:
+    """What the script calls its length and its warm-up."""
+    return (
+        "max_steps" if "max_steps" in _typed else "max_train_steps",
+        "warmup_steps" if "warmup_steps" in _typed else "num_warmup_steps",
+    )
 
 
 def adapt_scripts() -> None:
@@ -174,10 +182,11 @@ def _remember_arguments(parser: Any, parsed: tuple[argparse.Namespace, list[str]
 
 
 def _tell_schedulers(accelerator: Accelerator, prepared: Any) -> None:
-    for wrapper in accelerator._schedulers:
-        scheduler = find_wsd_scheduler(wrapper)
-        if scheduler is None:
-            continue
+    ours = [(wrapper, found) for wrapper in accelerator._schedulers if (found := find_wsd_scheduler(wrapper))]
+    if accelerator._schedulers and not ours and not WSDCallback.trainers:
+        name = _typed.get("lr_scheduler_type", "another")
+        refuse_ignored_settings(Settings.from_env(), getattr(name, "value", name))
+    for wrapper, scheduler in ours:
         once = accelerator.split_batches or isinstance(wrapper, DeepSpeedSchedulerWrapper)
         scheduler.expect_calls(1 if once else accelerator.num_processes)
         wrapper.optimizers = []  # after an fp16 overflow it would not step: the schedule would lag behind the updates

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_wsd.asked import add_asked, no_such_setting, run_settings, setting
+from hf_wsd.asked import TRAINER_FLAGS, add_asked, no_such_setting, run_settings, setting
 from hf_wsd.baselines import cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.casts import CASTS, cast
@@ -195,6 +195,7 @@ def build_schedule(
     num_warmup_steps: int = 0,
     kwargs: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
+    flags: tuple[str, str] = TRAINER_FLAGS,
 ) -> Schedule:
     """The schedule that a name, the run's length and the settings of all sources describe.
 
@@ -204,6 +205,7 @@ def build_schedule(
         num_warmup_steps: updates of the warm-up.
         kwargs: `lr_scheduler_kwargs`, as parsed by transformers (numbers may still be strings).
         settings: None reads the HF_WSD_* variables.
+        flags: what the script calls its length and its warm-up, for errors.
 
     Raises:
         SettingsError: an unknown or doubled name. ScheduleError: lengths that do not fit.
@@ -219,7 +221,7 @@ def build_schedule(
     try:
         return _build_schedule(name, num_training_steps, num_warmup_steps, kwargs or {}, settings)
     except WSDError as error:
-        asked = run_settings(num_training_steps, num_warmup_steps, kwargs)
+        asked = run_settings(num_training_steps, num_warmup_steps, kwargs, flags)
         ours = {key: value for key, value in settings.given().items() if key in _KWARGS or key == "trunk"}
         asked += [setting(key, value) for key, value in ours.items()]
         lengths = {"num_decay_steps", "decay_fraction", "trunk"}

@@ -41,7 +41,7 @@ from hf_wsd.errors import SettingsError, WSDError
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.settings import NAMES
-from hf_wsd.trackers import accelerate_trackers
+from hf_wsd.trackers import accelerate_trackers, survive
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,13 @@ def evaluation(
     return {f"eval_{name}": value for name, value in metric.compute().items()}
 
 
+def track(accelerator: Accelerator, run: WSDLoop, values: dict[str, float]) -> None:
+    """Values for the history and the trackers."""
+    row = run.log(values)
+    with survive(accelerator):
+        accelerator.log(row, step=run.step)
+
+
 def train(
     accelerator: Accelerator,
     run: WSDLoop,
@@ -157,11 +164,11 @@ def train(
         if run.step % args.logging_steps == 0:
             mean = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
             accelerator.print(f"step {run.step}: loss {mean:.4f}, lr {lr:.3g}")
-            accelerator.log(run.log({"loss": mean, "learning_rate": lr}), step=run.step)
+            track(accelerator, run, {"loss": mean, "learning_rate": lr})
             losses.clear()
         if run.step % args.eval_steps == 0 or run.evaluates:
             with run.evaluation():
-                accelerator.log(run.log(evaluate_now()), step=run.step)
+                track(accelerator, run, evaluate_now())
         if run.step % args.save_steps == 0 or run.keeps:
             run.save()
         if run.step >= run.last_step:
