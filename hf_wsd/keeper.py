@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Keeper:
         self.base = base
         self.kinds = kinds
         self._prefix = prefix
-        self._owed: dict[int, Callable[[], None]] = {}
+        self._owed: dict[Path, Callable[[], None]] = {}
         for torn in (run / FORK_POINTS).glob(f".{prefix}*"):  # copies that a crash has cut short
             shutil.rmtree(torn, ignore_errors=True)
 
@@ -62,40 +63,46 @@ class Keeper:
         except Exception as error:  # a full disk, a value that JSON cannot hold: training is worth more than a row
             logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
 
-    def save(self, step: int, **changes: Any) -> None:
-        """Write the record of a step's checkpoint, and link the checkpoint if it is to be kept for good."""
-        checkpoint, now = self.checkpoint(step), _now()
+    def save(self, step: int, *, at: Path | None = None, **changes: Any) -> None:
+        """Write the record of a step's checkpoint, and link the checkpoint if it is to be kept for good.
+
+        Args:
+            step: updates done.
+            at: where a script saved the state, if not in the run's own folder of that step; not linked then.
+            changes: fields of the record.
+        """
+        own = self.checkpoint(step)
+        record = partial(self._record, step, saved_at=_now(), **changes)
 
         def write() -> None:
-            self.record(step, saved_at=now, **changes).write(checkpoint)
-            if step in self.kinds:
-                link_checkpoint(checkpoint, self.run / FORK_POINTS / checkpoint.name)
+            record().write(at or own)
+            if step in self.kinds and at in (None, own):
+                link_checkpoint(own, self.run / FORK_POINTS / own.name)
 
-        self._owed[step] = write
-        for owed_step in sorted(self._owed):
-            if not self.checkpoint(owed_step).is_dir():
-                logger.error(f"hf_wsd: checkpoint-{owed_step} was deleted before it could be recorded or kept")
-                del self._owed[owed_step]
+        self._owed[at or own] = write
+        for checkpoint in list(self._owed):
+            if not checkpoint.is_dir():
+                logger.error(f"hf_wsd: {checkpoint.name} was deleted before it could be recorded or kept")
+                del self._owed[checkpoint]
                 continue
             try:
-                self._owed[owed_step]()
-                del self._owed[owed_step]
+                self._owed[checkpoint]()
+                del self._owed[checkpoint]
             except Exception as error:  # as for a row
                 logger.error(
-                    f"hf_wsd: the record or the kept copy of checkpoint-{owed_step} could not be written ({error}); "
+                    f"hf_wsd: the record or the kept copy of {checkpoint.name} could not be written ({error}); "
                     "training goes on and the next save tries again"
                 )
 
     def rotate(self, limit: int) -> None:
         """Delete the run's oldest checkpoints beyond `limit`, but for those whose kept copy is not made yet."""
         checkpoints = sorted(self.run.glob(f"{self._prefix}*"), key=step_in_name)
-        for old in checkpoints[: len(checkpoints) - limit]:
-            if step_in_name(old) not in self._owed:
+        for old in checkpoints[: max(len(checkpoints) - limit, 0)]:
+            if old not in self._owed:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def record(self, step: int, **changes: Any) -> Lineage:
-        """The record of a step's checkpoint."""
-        return replace(self.base, step=step, kind=self.kinds.get(step, "periodic"), **{"saved_at": _now()} | changes)
+    def _record(self, step: int, **changes: Any) -> Lineage:
+        return replace(self.base, step=step, kind=self.kinds.get(step, "periodic"), **changes)
 
 
 def _now() -> str:

@@ -145,10 +145,7 @@ class WSDLoop:
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             now = {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
-            if checkpoint == self.checkpoint:
-                self._keeper.save(self.step, **now)
-            else:
-                self._keeper.record(self.step, **now).write(checkpoint)
+            self._keeper.save(self.step, at=checkpoint, **now)
             if self._save_total_limit is not None:
                 self._keeper.rotate(self._save_total_limit)
         self._accelerator.wait_for_everyone()

@@ -69,14 +69,7 @@ class Start:
         return f"hf_wsd: {self.record.intent} at step {self.record.step}: {self.schedule}{kept}"
 
 
-def start_run(
-    scheduler: WSDScheduler,
-    settings: Settings,
-    job: Job,
-    *,
-    model: Any,
-    dataset: Any,
-) -> Start:
+def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: Any, dataset: Any) -> Start:
     """The `Start` of a run whose scheduler, model and data stand ready.
 
     Args:
@@ -96,7 +89,7 @@ def start_run(
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, job)
     samples_per_step = settings.samples_per_step or job.samples_per_step
-    per_step: dict[str, Any] = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
+    per_step = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
     asked = _asked(settings, job, per_step)
     plan = _plan(scheduler.schedule, settings, asked, per_step, job)
     last_step = _last_step(scheduler.schedule, plan, job)

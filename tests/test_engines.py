@@ -146,8 +146,8 @@ def trained(request, tmp_path_factory):
 
 def config_with(folder: Path, deepspeed: str) -> str:
     """A config that names a DeepSpeed file, as `config_file` finds it."""
-    text = f"distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  deepspeed_config_file: {folder / deepspeed}"
-    (folder / "own.yaml").write_text(text)
+    file = f"{{deepspeed_config_file: {folder / deepspeed}}}"
+    (folder / "own.yaml").write_text(f"distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {file}\n")
     return str(folder / "own")
 
 
@@ -359,15 +359,17 @@ def test_stale_lr_of_an_optimizer_loaded_later_loses_behind_two_wrappers():
 # --- skipped updates ---
 
 
-@pytest.mark.parametrize("first_scale", ["2.0**127", "1.0"])
-def test_updates_that_a_real_scaler_skips_do_not_shift_the_schedule(tmp_path, first_scale):
-    """Accelerate makes a GradScaler on GPUs alone, but uses the one that it is given: fp32 overflows at 2^128."""
+def test_updates_that_a_real_scaler_skips_do_not_shift_the_schedule(tmp_path):
+    """Accelerate makes a GradScaler on GPUs alone, but uses the one that it is given: fp32 overflows at 2^128.
+
+    Not with the fused AdamW: its kernel skips by itself, and Accelerate counts the update as made.
+    """
     script = tmp_path / "train_scaled.py"
-    scaler = f'trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale={first_scale}, growth_interval=8)'
+    scaler = 'trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=8)'
     script.write_text(SCRIPT.read_text().replace("    trainer.train(", f"    {scaler}\n    trainer.train("))
-    flags = ("--max_steps", 40, "--logging_steps", 1, "--max_grad_norm", 0)
+    flags = ("--max_steps", 40, "--logging_steps", 1, "--max_grad_norm", 0, "--optim", "adamw_torch")
     run = train_here(tmp_path / "run", *flags, launch=STRAIGHT, script=script)
     record = Lineage.read(run / "checkpoint-40")
-    assert (record.skipped_updates > 0) == (first_scale != "1.0")
+    assert 0 < record.skipped_updates < 40
     lrs = {row["step"]: row["learning_rate"] for row in read_run(run).history if "learning_rate" in row}
     assert lrs == {step: 1e-2 * record.schedule(step - 1) for step in range(1, 41)}

@@ -1,4 +1,4 @@
-"""Run a script with FSDP2 on CPU: Accelerate chooses FSDP on accelerators alone, torch's `fully_shard` runs on gloo too.
+"""Run a script with FSDP2 on CPU: Accelerate 1.15 takes FSDP for GPUs alone; torch's runs on gloo too.
 
 ACCELERATE_USE_CPU=true accelerate launch --config_file recipes/configs/fsdp2.yaml fsdp_on_cpu.py SCRIPT.py ...
 """

@@ -67,6 +67,9 @@ def main():
         args.max_train_steps = args.num_train_epochs * num_update_steps_per_epoch
     args.num_train_epochs = math.ceil(args.max_train_steps / num_update_steps_per_epoch)
 
+    checkpointing_steps = args.checkpointing_steps
+    if checkpointing_steps is not None and checkpointing_steps.isdigit():
+        checkpointing_steps = int(checkpointing_steps)
     completed_steps = starting_epoch = 0
     resume_step = None
     if args.resume_from_checkpoint:
@@ -99,12 +102,11 @@ def main():
                 continue
             completed_steps += 1
             accelerator.print(f"step {completed_steps} loss {loss.item():.4f} lr {lr!r}")
-            if args.checkpointing_steps and args.checkpointing_steps.isdigit():
-                if completed_steps % int(args.checkpointing_steps) == 0:
-                    accelerator.save_state(os.path.join(args.output_dir, f"step_{completed_steps}"))
+            if isinstance(checkpointing_steps, int) and completed_steps % checkpointing_steps == 0:
+                accelerator.save_state(os.path.join(args.output_dir, f"step_{completed_steps}"))
             if completed_steps >= args.max_train_steps:
                 break
-        if args.checkpointing_steps == "epoch":
+        if checkpointing_steps == "epoch":
             accelerator.save_state(os.path.join(args.output_dir, f"epoch_{epoch}"))
 
     if args.output_dir is not None:
