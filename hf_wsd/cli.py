@@ -27,6 +27,9 @@ app = typer.Typer(
 out, talk = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The --output_dir of the trunk.", show_default=False)]
+LauncherWords = Annotated[
+    str | None, typer.Option(help="What starts the processes: 'accelerate launch --config_file x.yaml'.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
@@ -43,9 +46,7 @@ def decay(
     decay_params: Annotated[list[str] | None, typer.Option(metavar="NAME=X", help="Parameters of the shape.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
-    launcher: Annotated[
-        str | None, typer.Option(help="What starts the processes: 'accelerate launch --config_file x.yaml'.")
-    ] = None,
+    launcher: LauncherWords = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
     as_json: AsJson = False,

@@ -29,9 +29,12 @@ def render_tree(run: Run) -> Tree:
 
 
 def stock_resume(run: Run) -> dict[str, Any]:
-    """How the newest checkpoint is used where hf_wsd is not installed: the `checkpoint`, then `flags` or a `reason`."""
+    """How the newest checkpoint is used where hf_wsd is not installed: the `checkpoint`, then `flags` or a `reason`.
+
+    Empty for a run without a Trainer: its script has flags of its own.
+    """
     newest = max(run.checkpoints.keys() & run.records.keys(), default=None)
-    if newest is None:
+    if newest is None or (run.checkpoints[newest] / "random_states_0.pkl").exists():
         return {}
     path, record = str(run.checkpoints[newest]), run.records[newest]
     if run.finished and record.schedule.total_steps is not None:

@@ -103,6 +103,14 @@ def test_launchers_variables_are_kept_and_no_others(started):
     }
 
 
+@pytest.mark.parametrize(
+    ("told", "nodes"),
+    [({"GROUP_WORLD_SIZE": "3"}, 3), ({"CROSS_SIZE": "2"}, 2), ({"GROUP_WORLD_SIZE": "1"}, 1), ({}, 1)],
+)
+def test_number_of_machines_is_what_torchrun_or_deepspeed_told(started, told, nodes):
+    assert started("run.py", **told).nodes == nodes
+
+
 def test_launchers_secret_is_left_out(started):
     assert "ACCELERATE_API_KEY" not in started("run.py", ACCELERATE_API_KEY="abc").environment
 

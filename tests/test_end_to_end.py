@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from trainer_runs import FAMILY, FLAGS, SCRIPT, command, same_weights, train
 
 from hf_wsd.family import read_run
@@ -91,6 +93,10 @@ def test_trunk_killed_at_random_and_repeated_ends_in_the_same_weights(family, tm
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="before 5.18 transformers resumes no run of several processes on CPU: it loads the optimizer to cpu:0",
+)
 def test_two_processes_train_trunk_and_branch_as_a_straight_run_and_agree_with_each_other(tmp_path):
     script = tmp_path / "train_with_digest.py"
     script.write_text(SCRIPT.read_text().replace("    trainer.save_model()\n", WRITE_DIGEST))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import sys
 
 import pytest
@@ -22,6 +23,7 @@ from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
+from hf_wsd.tree import stock_resume
 
 SCRIPT = ROOT / "tests" / "downstream" / "train_no_trainer.py"
 PEAK = 1e-2
@@ -99,6 +101,14 @@ def test_skipped_fp16_update_does_not_shift_the_schedule():
     assert scheduler.scheduler.steps_done == 2
 
 
+def test_schedule_is_the_same_through_the_other_door(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path / "run"), *FLAGS])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    hf_wsd.register(decay_fraction=0.25)
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert printed_lrs(capsys.readouterr().out) == LRS
+
+
 # --- records and checkpoints ---
 
 
@@ -117,6 +127,10 @@ def test_fork_point_of_a_budget_is_saved_and_kept(trunk):
     kinds = {step: record.kind for step, record in read_run(trunk).records.items() if record.kind != "periodic"}
     assert kinds == {15: "fork", 20: "end"}
     assert check_checkpoint(trunk / "_fork-points" / "step_15") == 15
+
+
+def test_tree_has_no_flags_of_a_trainer_for_it(trunk):
+    assert stock_resume(read_run(trunk)) == {}
 
 
 @pytest.mark.parametrize("file", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "model.safetensors"])
