@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import capture_command
-from hf_wsd.errors import CheckpointError, RunError, ScheduleError
+from hf_wsd.errors import CheckpointError, RunError, ScheduleError, WSDError
 from hf_wsd.job import Job
 from hf_wsd.keeper import package_versions
 from hf_wsd.lengths import to_steps
@@ -181,14 +182,19 @@ def _last_step(schedule: Schedule, plan: Plan, job: Job) -> int:
     return last_step
 
 
-def _plan(
-    schedule: Schedule,
-    settings: Settings,
-    asked: dict[str, Any],
-    per_step: dict[str, Any],
-    job: Job,
+def _plan(schedule: Schedule, settings: Settings, asked: dict[str, Any], per_step: dict[str, Any], job: Job) -> Plan:
+    """The decays that the budgets name, which an error repeats."""
+    try:
+        return _fitting_plan(schedule, settings, asked, per_step, job)
+    except WSDError as error:
+        add_asked(error, [setting("budgets", settings.budgets)] if settings.budgets else [])
+        raise
+
+
+def _fitting_plan(
+    schedule: Schedule, settings: Settings, asked: dict[str, Any], per_step: dict[str, Any], job: Job
 ) -> Plan:
-    """The decays that the budgets name; those of a branch, or of the run itself, need no fork point."""
+    """The decays of the budgets; those of a branch, or of the run itself, need no fork point."""
     ends, whole = read_budgets(() if settings.branch else settings.budgets, **per_step)
     budgets = [budget for end, budget in ends.items() if end != schedule.total_steps]
     length = {name: asked.get(name) for name in ("num_decay_steps", "decay_fraction")}

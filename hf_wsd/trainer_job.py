@@ -34,13 +34,16 @@ def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:
 
 
 def _setup(args: TrainingArguments) -> dict[str, Any]:
+    configured = os.environ.get(
+        "ACCELERATE_MIXED_PRECISION", "no"
+    )  # by `accelerate launch`; --bf16 and --fp16 set it too
     return {
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "world_size": args.world_size,
         "seed": args.seed,
         "data_seed": args.data_seed,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32" if configured == "no" else configured,
         "threads": torch.get_num_threads(),
     }
 

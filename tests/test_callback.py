@@ -321,3 +321,8 @@ def test_fork_point_that_is_past_and_was_not_saved_is_refused(tmp_path, trunk):
 def test_length_of_a_trunks_later_decays_is_checked_before_it_trains(tmp_path):
     with pytest.raises(SystemExit, match="strictly between 0 and 1"):
         train_here(tmp_path / "run", "--max_steps", 20, launch=("--trunk", "--decay-fraction", 1.5))
+
+
+def test_precision_of_an_accelerate_config_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # what `accelerate launch` hands to the processes
+    assert read_run(train_here(tmp_path / "run", "--max_steps", 10)).latest.setup["precision"] == "bf16"
