@@ -5,9 +5,10 @@ BIN    := .venv/bin
 READY  := .venv/.ready-$(TORCH)
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
-# What meets other packages: the trainer, the scheduler, datasets, evaluate, typer, rich, matplotlib.
+# What meets other packages: the trainer, the scheduler, datasets, evaluate, typer, rich, matplotlib. `make test` has the newest
+# of those; `make newest` adds what comes with other projects.
 MEETS_OLDEST := versions registration scheduler callback end_to_end recipe blocks metric cli show plots report other_trainers
-MEETS_NEWEST := versions registration scheduler callback end_to_end other_trainers trackers engines
+MEETS_NEWEST := versions registration end_to_end other_trainers trackers engines
 
 setup: $(READY)  ## the environment in .venv, torch first: the open range in pyproject would take a CUDA build
 
@@ -37,7 +38,7 @@ downstream: oldest newest  ## the oldest and the newest releases of what we stan
 
 oldest: $(OLDEST)/.ready-$(TORCH)  ## tests on the lowest releases that pyproject allows, in .venv-oldest
 	# They warn of newer releases beside them, and nobody will mend that: a warning is no error here.
-	DOWNSTREAM=oldest $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -W default $(MEETS_OLDEST:%=tests/test_%.py)
+	DOWNSTREAM=oldest $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -W default $(MEETS_OLDEST:%=tests/test_%.py)
 
 $(OLDEST)/.ready-$(TORCH): pyproject.toml tests/downstream/oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
@@ -46,7 +47,7 @@ $(OLDEST)/.ready-$(TORCH): pyproject.toml tests/downstream/oldest.txt
 	touch "$@"
 
 newest: $(NEWEST)/.ready-$(TORCH)  ## tests on the newest, with TRL, PEFT, trackers, DeepSpeed, in .venv-newest (delete it for newer ones)
-	DOWNSTREAM=newest $(NEWEST)/bin/python -m pytest -n 2 --dist worksteal $(MEETS_NEWEST:%=tests/test_%.py)
+	DOWNSTREAM=newest $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile $(MEETS_NEWEST:%=tests/test_%.py)
 
 $(NEWEST)/.ready-$(TORCH): pyproject.toml
 	$(PYTHON) -m venv --clear $(NEWEST)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 
 import pretrain_no_trainer
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from trainer_runs import ROOT, command, same_weights
+from trainer_runs import ROOT, command, command_line, same_weights
 
 from hf_wsd import WSDLoop, get_scheduler
 from hf_wsd.errors import RunError, ScheduleError, SettingsError
@@ -38,14 +36,8 @@ def fresh_accelerator():
 
 def pretrain_here(run, *flags):
     """Run the recipe in this process."""
-    before = sys.argv, dict(os.environ)
-    sys.argv = ["pretrain_no_trainer.py", "--output_dir", str(run), *TINY, *map(str, flags)]
-    try:
+    with command_line("pretrain_no_trainer.py", "--output_dir", run, *TINY, *flags):
         pretrain_no_trainer.main()
-    finally:
-        sys.argv = before[0]
-        os.environ.clear()
-        os.environ.update(before[1])
     return run
 
 

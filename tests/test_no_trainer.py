@@ -6,14 +6,13 @@ import argparse
 import os
 import re
 import runpy
-import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from reference import wsd
-from trainer_runs import ROOT, command
+from trainer_runs import ROOT, command, command_line
 from transformers import SchedulerType
 
 import hf_wsd
@@ -56,15 +55,9 @@ def fresh_process(monkeypatch):
 
 def run_here(run, *flags, launch=LAUNCH, script=SCRIPT):
     """Run the script through the launcher in this process."""
-    before = sys.argv, sys.path[:], dict(os.environ)
-    sys.argv = ["hf_wsd", *map(str, launch), str(script), "--output_dir", str(run), *FLAGS, *map(str, flags)]
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    try:
+    with command_line("hf_wsd", *launch, script, "--output_dir", run, *FLAGS, *flags):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
         launcher.main()
-    finally:
-        sys.argv, sys.path[:] = before[:2]
-        os.environ.clear()
-        os.environ.update(before[2])
     return run
 
 
@@ -101,11 +94,11 @@ def test_skipped_fp16_update_does_not_shift_the_schedule():
     assert scheduler.scheduler.steps_done == 2
 
 
-def test_schedule_is_the_same_through_the_other_door(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path / "run"), *FLAGS])
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    hf_wsd.register(decay_fraction=0.25)
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def test_schedule_is_the_same_through_the_other_door(tmp_path, capsys):
+    with command_line(SCRIPT, "--output_dir", tmp_path / "run", *FLAGS):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        hf_wsd.register(decay_fraction=0.25)
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     assert printed_lrs(capsys.readouterr().out) == LRS
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 
 import pretrain
 import pytest
 import torch
 from blocks import DataArguments, byte_lengths, load_tokenizer
-from trainer_runs import same_weights
+from trainer_runs import command_line, same_weights
 
 from hf_wsd.errors import SettingsError
 from hf_wsd.family import read_run
@@ -24,14 +22,8 @@ TINY = (
 
 def pretrain_here(run, *flags, decay=("--decay_fraction", "0.25")):
     """Run recipes/pretrain.py in this process."""
-    before = sys.argv, dict(os.environ)
-    sys.argv = ["pretrain.py", "--output_dir", str(run), *TINY, *decay, *map(str, flags)]
-    try:
+    with command_line("pretrain.py", "--output_dir", run, *TINY, *decay, *flags):
         pretrain.main()
-    finally:
-        sys.argv = before[0]
-        os.environ.clear()
-        os.environ.update(before[1])
     return run
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +35,23 @@ FLAGS = (
 FAMILY = ("--trunk", "--budgets", "20", "40", "--decay-fraction", "0.25")  # fork points 15 and 30, decays of 5 and 10
 
 
-def train_here(run: Path, *flags: object, launch: tuple[object, ...] = (), script: Path = SCRIPT) -> Path:
-    """Run the script through `python -m hf_wsd` in this process; a refusal is a SystemExit with its message."""
+@contextmanager
+def command_line(*argv: object) -> Iterator[None]:
+    """A block that runs as if this process had been started with these arguments; nothing it sets outlives it."""
     before = sys.argv, sys.path[:], dict(os.environ)
-    sys.argv = ["hf_wsd", *map(str, launch), str(script), "--output_dir", str(run), *FLAGS, *map(str, flags)]
+    sys.argv = [str(arg) for arg in argv]
     try:
-        launcher.main()
+        yield
     finally:
         sys.argv, sys.path[:] = before[:2]
         os.environ.clear()
         os.environ.update(before[2])
+
+
+def train_here(run: Path, *flags: object, launch: tuple[object, ...] = (), script: Path = SCRIPT) -> Path:
+    """Run the script through `python -m hf_wsd` in this process; a refusal is a SystemExit with its message."""
+    with command_line("hf_wsd", *launch, script, "--output_dir", run, *FLAGS, *flags):
+        launcher.main()
     return run
 
 
