@@ -45,6 +45,7 @@ class WSDCallback(TrainerCallback):
         self._start: Start
         self._keeper: Keeper
         self._randomness: Randomness | None = None
+        self._lr = 0.0
         self._losses: dict[str, float] = {}
         self._skipped_updates = 0
 
@@ -103,6 +104,7 @@ class WSDCallback(TrainerCallback):
             total = self._start.schedule.total_steps
             if total is not None and state.global_step >= total:
                 raise RunError(f"update {state.global_step} is past the end of the schedule ({total} steps)")
+            self._lr = self._scheduler.get_last_lr()[0]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for the saves and evaluations that the schedule and the budgets need."""
@@ -154,6 +156,8 @@ class WSDCallback(TrainerCallback):
         if self._scheduler is None or logs is None:
             return
         phase = self._start.schedule.phase(max(state.global_step - 1, 0))
+        if "learning_rate" in logs:
+            logs["learning_rate"] = self._lr  # DeepSpeed steps the scheduler before Trainer reads the lr of the update
         if (tokens := self._tokens(state)) is not None:
             logs["tokens"] = tokens
         logs["phase"] = phase.number
