@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from hf_wsd.asked import check_kwargs
-from hf_wsd.errors import RunError
+from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
@@ -78,6 +78,8 @@ class WSDCallback(TrainerCallback):
             return refuse_ignored_settings(settings, getattr(kind, "value", kind))
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
             return None
+        if settings.calls_per_update is not None:
+            raise SettingsError("calls_per_update is for scripts without a Trainer: leave it out")
         dataset = getattr(train_dataloader, "dataset", None)
         refuse_trainer_arguments(scheduler.schedule, args, state)
         self._start = start_run(scheduler, settings, trainer_job(args, state), model=model, dataset=dataset)

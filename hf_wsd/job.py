@@ -22,10 +22,10 @@ class Job:
         prefix: of the names of its checkpoints.
         kwargs: `lr_scheduler_kwargs` as the script parsed them.
         setup: batch, accumulation, processes, seed, precision and threads: what must match for equal bits.
-        samples_per_step: of one update over all processes.
+        samples_per_step: of one update over all processes; None where nobody knows.
         name: what trackers call the run; None is the folder's name.
 
-    >>> Job(folder=Path("RUN"), step=0, max_steps=100, samples_per_step=32).own_checkpoint
+    >>> Job(folder=Path("RUN"), step=0, max_steps=100).own_checkpoint
     PosixPath('RUN/checkpoint-0')
     """
 
@@ -38,7 +38,7 @@ class Job:
     prefix: str = "checkpoint-"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     setup: Mapping[str, Any] = field(default_factory=dict)
-    samples_per_step: int
+    samples_per_step: int | None = None
     name: str | None = None
 
     @property

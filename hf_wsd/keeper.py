@@ -63,12 +63,13 @@ class Keeper:
         except Exception as error:  # a full disk, a value that JSON cannot hold: training is worth more than a row
             logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
 
-    def save(self, step: int, *, at: Path | None = None, **changes: Any) -> None:
+    def save(self, step: int, *, at: Path | None = None, keep: bool = True, **changes: Any) -> None:
         """Write the record of a step's checkpoint, and link the checkpoint if it is to be kept for good.
 
         Args:
             step: updates done.
-            at: where a script saved the state, if not in the run's own folder of that step; not linked then.
+            at: where a script saved the state, if not in the run's own folder of that step.
+            keep: link the checkpoint if its step is one of `kinds`.
             changes: fields of the record.
         """
         own = self.checkpoint(step)
@@ -76,7 +77,7 @@ class Keeper:
 
         def write() -> None:
             record().write(at or own)
-            if step in self.kinds and at in (None, own):
+            if keep and step in self.kinds:
                 link_checkpoint(own, self.run / FORK_POINTS / own.name)
 
         self._owed[at or own] = write
@@ -96,8 +97,9 @@ class Keeper:
 
     def rotate(self, limit: int) -> None:
         """Delete the run's oldest checkpoints beyond `limit`, but for those whose kept copy is not made yet."""
-        checkpoints = sorted(self.run.glob(f"{self._prefix}*"), key=step_in_name)
-        for old in checkpoints[: max(len(checkpoints) - limit, 0)]:
+        own = [path for path in self.run.glob(f"{self._prefix}*") if path.name.removeprefix(self._prefix).isdecimal()]
+        own.sort(key=step_in_name)
+        for old in own[: max(len(own) - limit, 0)]:
             if old not in self._owed:
                 shutil.rmtree(old, ignore_errors=True)
 

@@ -63,6 +63,7 @@ class WSDLoop:
     ) -> None:
         self._save_total_limit = save_total_limit
         self._losses: dict[str, float] = {}
+        self._saving = False
         self._accelerator = accelerator
         self._scheduler = scheduler
         self._start: Start = start_run(scheduler, Settings.from_env(), job, model=model, dataset=dataset)
@@ -112,7 +113,8 @@ class WSDLoop:
     def update(self) -> None:
         """One update is done, or was skipped for an fp16 overflow: the schedule goes on by one step."""
         self._skipped_updates += self._accelerator.optimizer_step_was_skipped
-        self._scheduler.step()
+        for _ in range(self._scheduler.calls_per_update):  # of a prepared one it takes several
+            self._scheduler.step()
         self._losses = {}
 
     def log(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,45 +138,74 @@ class WSDLoop:
 
     def save(self) -> Path:
         """Save the state of everything, its record beside it, and keep it for good if it is one to keep."""
-        self._accelerator.save_state(str(self.checkpoint))
-        self.write_record(self.checkpoint)
+        with self._own_save():
+            self._accelerator.save_state(str(self.checkpoint))
+        self._record_own_save()
         return self.checkpoint
 
-    def write_record(self, checkpoint: Path) -> None:
-        """Write the record of a state that was saved, once every process has saved its part."""
-        self._accelerator.wait_for_everyone()
+    def save_unasked(self) -> None:
+        """The same where a script did not ask for it: what goes wrong is logged, and training goes on."""
+        try:
+            with self._own_save():
+                self._accelerator.save_state(str(self.checkpoint))
+        except Exception as error:  # a full disk, a lost mount
+            logger.error(f"hf_wsd: {self.checkpoint} could not be saved ({error}); training goes on without it")
+        self._record_own_save()
+
+    def _record_own_save(self) -> None:
+        self._accelerator.wait_for_everyone()  # each process saves its random state: keep no half checkpoint
         if self._accelerator.is_main_process:
-            now = {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
-            self._keeper.save(self.step, at=checkpoint, **now)
+            self._keeper.save(self.step, **self._now())
             if self._save_total_limit is not None:
                 self._keeper.rotate(self._save_total_limit)
         self._accelerator.wait_for_everyone()
+
+    def record_state(self, location: Path) -> None:
+        """Write the record of a state that a script has saved by itself."""
+        if self._accelerator.is_main_process and not self._saving:
+            self._keeper.save(self.step, at=location, keep=False, **self._now())
+
+    def _now(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
+
+    @contextmanager
+    def _own_save(self) -> Iterator[None]:
+        """A save into our folder, whatever name the Accelerator would choose."""
+        project = self._accelerator.project_configuration
+        before = project.automatic_checkpoint_naming, project.iteration
+        project.automatic_checkpoint_naming, self._saving = False, True
+        try:
+            yield
+        finally:
+            (project.automatic_checkpoint_naming, project.iteration), self._saving = before, False
 
 
 def accelerator_job(
     accelerator: Accelerator,
     *,
-    batch_size: int,
+    batch_size: int | None,
     folder: Path | str,
     step: int,
     max_steps: int,
     checkpoint: Path | str | None = None,
     seed: int | None = None,
+    accumulation: int | None = None,
     **more: Any,
 ) -> Job:
     """The `Job` of a loop that is about to train.
 
     Args:
         accelerator: what was prepared with.
-        batch_size: samples of one process in a forward pass.
+        batch_size: samples of one process in a forward pass; None where nobody knows.
         folder: the run's folder.
         step: updates done.
         max_steps: where the loop would end.
         checkpoint: the checkpoint that the user named.
         seed: of the run.
+        accumulation: forward passes of an update, where the loop accumulates without Accelerate.
         more: other fields of `Job`.
     """
-    accumulation = int(accelerator.gradient_accumulation_steps)
+    accumulation = accumulation or int(accelerator.gradient_accumulation_steps)
     setup = {
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -189,6 +220,6 @@ def accelerator_job(
         max_steps=max_steps,
         checkpoint=Path(checkpoint) if isinstance(checkpoint, (str, Path)) and Path(checkpoint).is_dir() else None,
         setup=setup,
-        samples_per_step=batch_size * accumulation * accelerator.num_processes,
+        samples_per_step=batch_size * accumulation * accelerator.num_processes if batch_size else None,
         **more,
     )

@@ -10,6 +10,7 @@ shows.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -21,84 +22,12 @@ from torch.optim import Optimizer
 from transformers.trainer_utils import SchedulerType
 
 from hf_wsd.callback import WSDCallback
-from hf_wsd.errors import RunError, ScheduleError, SettingsError
-from hf_wsd.job import Job
-from hf_wsd.loop import WSDLoop, accelerator_job
-from hf_wsd.schedule import Schedule
+from hf_wsd.errors import WSDError
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, make_scheduler
-from hf_wsd.settings import NAMES, Settings, build_schedule, refuse_ignored_settings
+from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler, Totals, training_loader
+from hf_wsd.settings import NAMES, Settings, refuse_ignored_settings
 
-_typed: dict[str, Any] = {}  # the script's arguments, as its parser last read them
-
-
-class ScriptScheduler(WSDScheduler):
-    """The `WSDScheduler` of a script that knows nothing of it: looks after the run by itself.
-
-    Args:
-        optimizer, schedule: as in `WSDScheduler`.
-        max_steps: updates that the script will make.
-        totals_per_update: by what the script's totals were divided.
-    """
-
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, *, max_steps: int, totals_per_update: int) -> None:
-        self.accelerator: Accelerator | None = None
-        self.loop: WSDLoop | None = None
-        self._max_steps = max_steps
-        self._totals_per_update = totals_per_update
-        super().__init__(optimizer, schedule)
-        self._first_update = optimizer.register_step_pre_hook(lambda *_: self.begin())
-
-    def step(self, epoch: int | None = None) -> None:
-        """One call; where it ends an update whose checkpoint is to be kept, everything is saved."""
-        if self.accelerator is not None:
-            self.begin()
-        super().step(epoch)
-        ends_update = self.last_epoch % self.calls_per_update == 0
-        if self.accelerator is not None and self.loop is not None and ends_update and self.loop.keeps:
-            self.accelerator.save_state(str(self.loop.checkpoint))
-
-    def begin(self) -> None:
-        """Refuse, before the first update, a run that would not be the one asked for; begin its files.
-
-        Raises:
-            WSDError: the scheduler is not prepared, or as in `WSDLoop`.
-        """
-        self._first_update.remove()
-        if self.loop is not None or self.keeper is not None:  # begun, or a Trainer's after all
-            return
-        if self.accelerator is None:
-            return self._refuse_unprepared()
-        if _typed.get("output_dir") and self.accelerator._dataloaders:
-            self.loop = WSDLoop(
-                self.accelerator,
-                self,
-                self._job(self.accelerator),
-                model=self.accelerator._models[0],
-                dataset=self.accelerator._dataloaders[0].dataset,
-            )
-
-    def _refuse_unprepared(self) -> None:
-        if self._totals_per_update > 1 and Settings.from_env().calls_per_update is None:
-            raise RunError(
-                f"the script's totals were divided by {self._totals_per_update}, the number of processes, as scripts "
-                "that hand their scheduler to accelerator.prepare multiply them by it; this one does not hand it over. "
-                "Say what it does: --calls-per-update 1 (HF_WSD_CALLS_PER_UPDATE=1) if it counts updates"
-            )
-
-    def _job(self, accelerator: Accelerator) -> Job:
-        loader = accelerator._dataloaders[0]
-        samples = getattr(loader, "total_batch_size", None)  # a stream's loader has none
-        return accelerator_job(
-            accelerator,
-            batch_size=samples // accelerator.num_processes if samples else loader.batch_size or 1,
-            folder=_typed["output_dir"],
-            step=self.steps_done,
-            max_steps=self._max_steps,
-            length_flag=_flags()[0],
-            checkpoint=_typed.get("resume_from_checkpoint"),
-            seed=_typed.get("seed"),
-            prefix="step_",  # what such a script reads its place in the data from
-        )
+_MOST_CHOICES = 50  # of a list that could be one of schedulers
 
 
 def make_registered_scheduler(
@@ -110,37 +39,22 @@ def make_registered_scheduler(
     last_epoch: int = -1,
     **kwargs: Any,
 ) -> WSDScheduler:
-    """What the registered names call: a `WSDScheduler`, in a script without a Trainer a `ScriptScheduler`.
+    """What the registered names call: a scheduler that fits a Trainer as well as a script without one.
 
     Raises:
-        WSDError: as in `hf_wsd.get_scheduler`; totals that are not multiplied by the number of processes.
+        WSDError: as in `hf_wsd.get_scheduler`.
     """
-    settings = Settings.from_env()
-    if WSDCallback.trainers or not AcceleratorState._shared_state or num_training_steps is None:
-        if settings.calls_per_update:
-            raise SettingsError("calls_per_update is for scripts without a Trainer: leave it out")
-        length: dict[str, Any] = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
-        return make_scheduler(name, optimizer, **length, last_epoch=last_epoch, **kwargs)
-    per_update = settings.calls_per_update or int(AcceleratorState().num_processes)
-    if num_warmup_steps % per_update:
-        raise ScheduleError(
-            f"the script asks for {num_warmup_steps} warm-up steps, no multiple of its {per_update} processes: it does "
-            "not multiply its totals by them as others do. Give --calls-per-update 1 (HF_WSD_CALLS_PER_UPDATE=1)"
-        )
-    max_steps = -(-num_training_steps // per_update)
-    warmup_steps = num_warmup_steps // per_update
-    schedule = build_schedule(
-        name, num_training_steps=max_steps, num_warmup_steps=warmup_steps, kwargs=kwargs, flags=_flags()
-    )
-    return ScriptScheduler(optimizer, schedule, max_steps=max_steps, totals_per_update=per_update)
-
-
-def _flags() -> tuple[str, str]:
-    """What the script calls its length and its warm-up."""
-    return (
-        "max_steps" if "max_steps" in _typed else "max_train_steps",
-        "warmup_steps" if "warmup_steps" in _typed else "num_warmup_steps",
-    )
+    if num_training_steps is None:
+        return make_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, last_epoch=last_epoch, **kwargs)
+    totals = Totals(name=name, steps=num_training_steps, warmup_steps=num_warmup_steps, kwargs=kwargs)
+    try:
+        schedule = totals.schedule(1)
+    except WSDError:  # lengths in updates need not fit into totals that were multiplied
+        processes = AcceleratorState._shared_state.get("num_processes", 1)
+        if WSDCallback.trainers or processes == 1:
+            raise
+        schedule = totals.schedule(processes)
+    return ScriptScheduler(optimizer, schedule, totals, last_epoch)
 
 
 def adapt_scripts() -> None:
@@ -154,7 +68,7 @@ def adapt_scripts() -> None:
     _after(Accelerator, "save_state", _write_record)
 
 
-def _after(owner: type, method: str, then: Any) -> None:
+def _after(owner: type, method: str, then: Callable[[Any, Any], None]) -> None:
     """Call `then(self, result)` after a method."""
     original = getattr(owner, method)
 
@@ -170,31 +84,63 @@ def _after(owner: type, method: str, then: Any) -> None:
 
 def _offer_names(parser: Any, action: argparse.Action) -> None:
     """A list of nothing but transformers' scheduler names gets ours too."""
-    choices = [getattr(choice, "value", choice) for choice in action.choices or ()]
-    if {"linear", "cosine"} <= set(choices) <= {member.value for member in SchedulerType}:
-        action.choices = [*choices, *(name for name in NAMES if name not in choices)]
+    choices = action.choices
+    if not isinstance(choices, (list, tuple)) or not 1 < len(choices) <= _MOST_CHOICES:
+        return
+    names = {choice.value if isinstance(choice, SchedulerType) else choice for choice in _texts(choices)}
+    for_schedulers = action.type is SchedulerType or "scheduler" in action.dest
+    known = {member.value for member in SchedulerType}
+    if for_schedulers and len(names) == len(choices) and {"linear", "cosine"} <= names <= known:
+        action.choices = [*choices, *(name for name in NAMES if name not in names)]
+
+
+def _texts(choices: Iterable[Any]) -> list[str]:
+    return [choice for choice in choices if isinstance(choice, str)]
 
 
 def _remember_arguments(parser: Any, parsed: tuple[argparse.Namespace, list[str]]) -> None:
     if hasattr(parsed[0], "output_dir"):
-        _typed.clear()
-        _typed.update(vars(parsed[0]))
+        ARGUMENTS.remember(parsed[0])
 
 
 def _tell_schedulers(accelerator: Accelerator, prepared: Any) -> None:
-    ours = [(wrapper, found) for wrapper in accelerator._schedulers if (found := find_wsd_scheduler(wrapper))]
-    if accelerator._schedulers and not ours and not WSDCallback.trainers:
-        name = _typed.get("lr_scheduler_type", "another")
-        refuse_ignored_settings(Settings.from_env(), getattr(name, "value", name))
-    for wrapper, scheduler in ours:
-        once = accelerator.split_batches or isinstance(wrapper, DeepSpeedSchedulerWrapper)
-        scheduler.expect_calls(1 if once else accelerator.num_processes)
-        wrapper.optimizers = []  # after an fp16 overflow it would not step: the schedule would lag behind the updates
-        if isinstance(scheduler, ScriptScheduler):
-            scheduler.accelerator = accelerator
+    for wrapper in accelerator._schedulers:
+        scheduler = find_wsd_scheduler(wrapper)
+        if scheduler is None:
+            _refuse_settings_at_first_update(wrapper)
+            continue
+        linked = wrapper.step_with_optimizer and not isinstance(wrapper, DeepSpeedSchedulerWrapper)
+        calls = accelerator.num_processes if linked and not accelerator.split_batches else 1
+        if linked:  # after an fp16 overflow it would not step: the schedule would lag behind the updates
+            wrapper.optimizers = []
+        if not isinstance(scheduler, ScriptScheduler):
+            scheduler.expect_calls(calls)
+        elif scheduler.accelerator is None:
+            together = prepared if isinstance(prepared, tuple) else ()
+            loaders = [loader for loader in accelerator._dataloaders if any(loader is one for one in together)]
+            scheduler.prepared(
+                accelerator, training_loader(loaders or accelerator._dataloaders), calls_per_update=calls
+            )
+
+
+def _refuse_settings_at_first_update(wrapper: Any) -> None:
+    """Refuse settings that nobody uses, unless one of our schedulers is made before that scheduler's first update."""
+    optimizer = getattr(wrapper.scheduler, "optimizer", None)
+    if WSDCallback.trainers or not isinstance(optimizer, Optimizer) or getattr(wrapper, "_hf_wsd", False):
+        return
+    wrapper._hf_wsd = True
+
+    def refuse(*_: Any) -> None:
+        if not ScriptScheduler.made:
+            name = ARGUMENTS.typed("lr_scheduler_type") or type(wrapper.scheduler).__name__
+            refuse_ignored_settings(Settings.from_env(), getattr(name, "value", name))
+
+    if Settings.from_env().given():
+        optimizer.register_step_pre_hook(refuse)
 
 
 def _write_record(accelerator: Accelerator, location: Any) -> None:
+    """A state that the script saved gets its record; perhaps on one process alone, so nobody waits for the others."""
     for scheduler in map(find_wsd_scheduler, accelerator._schedulers):
         if isinstance(scheduler, ScriptScheduler) and scheduler.loop is not None:
-            scheduler.loop.write_record(Path(location))
+            scheduler.loop.record_state(Path(location))

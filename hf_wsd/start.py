@@ -215,7 +215,9 @@ def _fitting_plan(
 
 
 def _tokens_per_step(samples: Samples, job: Job) -> int | None:
-    return None if samples.tokens_per_sample is None else samples.tokens_per_sample * job.samples_per_step
+    if samples.tokens_per_sample is None or job.samples_per_step is None:
+        return None
+    return samples.tokens_per_sample * job.samples_per_step
 
 
 def _origin(

@@ -51,6 +51,7 @@ TRAINER = [
     "trackers",
     "callback",
     "loop",
+    "script_scheduler",
     "no_trainer",
     "registration",
 ]

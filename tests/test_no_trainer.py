@@ -22,6 +22,7 @@ from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
+from hf_wsd.script_scheduler import ScriptScheduler
 from hf_wsd.tree import stock_resume
 
 SCRIPT = ROOT / "tests" / "downstream" / "train_no_trainer.py"
@@ -46,6 +47,7 @@ LRS = straight_lrs(20, 5)
 def fresh_process(monkeypatch):
     """What a new process has: no Trainer yet, no Accelerator."""
     monkeypatch.setattr(WSDCallback, "trainers", 0)
+    monkeypatch.setattr(ScriptScheduler, "made", False)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     yield
@@ -152,7 +154,7 @@ def test_state_saved_at_the_end_of_an_epoch_has_its_record_too(tmp_path):
             LAUNCH,
             "decay_fraction would be ignored: the script's scheduler is cosine",
         ),
-        ((), ("--calls-per-update", 2), "5 warm-up steps, no multiple of"),
+        ((), ("--calls-per-update", 2), "a warm-up of 5 steps, no multiple of 2"),
     ],
 )
 def test_refusal_comes_before_the_first_update_in_the_scripts_own_words(tmp_path, capsys, flags, launch, message):

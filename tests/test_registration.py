@@ -113,8 +113,8 @@ def test_transformers_get_scheduler_makes_ours(optimizer):
     made = transformers.get_scheduler(
         "wsd", optimizer, 10, 100, scheduler_specific_kwargs={"decay_fraction": "0.2", "decay_type": "linear"}
     )
-    assert (type(made), made.schedule) == (
-        WSDScheduler,
+    assert (isinstance(made, WSDScheduler), made.schedule) == (
+        True,
         wsd(100, num_warmup_steps=10, decay_fraction=0.2, decay_type="linear"),
     )
 
@@ -143,7 +143,7 @@ def test_transformers_get_scheduler_makes_multi_step(optimizer):
 @names
 def test_schedule_of_every_name_needs_no_settings(name, optimizer):
     made = transformers.get_scheduler(name, optimizer, 10, 200)
-    assert (type(made), made.schedule) == (WSDScheduler, BUILDERS[name](200, num_warmup_steps=10))
+    assert (isinstance(made, WSDScheduler), made.schedule) == (True, BUILDERS[name](200, num_warmup_steps=10))
 
 
 def test_transformers_get_scheduler_reads_lengths_in_tokens(optimizer):
