@@ -57,7 +57,7 @@ class WSDLoop:
         scheduler: WSDScheduler,
         job: Job,
         *,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None,
         dataset: Any,
         save_total_limit: int | None = None,
     ) -> None:

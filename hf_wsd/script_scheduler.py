@@ -190,7 +190,8 @@ class ScriptScheduler(WSDScheduler):
         if why := self._why_without_files():
             return self._refuse_without_files(why)
         accelerator, dataset = cast(Accelerator, self.accelerator), getattr(self._loader, "dataset", None)
-        self.loop = WSDLoop(accelerator, self, self._job(accelerator), model=accelerator._models[0], dataset=dataset)
+        model = next(iter(accelerator._models), None)
+        self.loop = WSDLoop(accelerator, self, self._job(accelerator), model=model, dataset=dataset)
 
     def _why_without_files(self) -> str | None:
         if self.accelerator is None:

@@ -107,7 +107,7 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         requested=planned.requested if planned else None,
         tokens_per_step=tokens_per_step,
         tokens=before.tokens if before else None,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) if model is not None else None,
         peak_lrs=tuple(scheduler.peak_lrs),
         losses=before.losses if before else {},
         setup=job.setup,

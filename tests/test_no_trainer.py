@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
+import pickle
 import re
 import runpy
 
@@ -13,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from reference import wsd
 from trainer_runs import ROOT, command, command_line
-from transformers import SchedulerType
+from transformers import SchedulerType, get_scheduler
 
 import hf_wsd
 import hf_wsd.__main__ as launcher
@@ -22,7 +24,7 @@ from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
-from hf_wsd.script_scheduler import ScriptScheduler
+from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler
 from hf_wsd.tree import stock_resume
 
 SCRIPT = ROOT / "tests" / "downstream" / "train_no_trainer.py"
@@ -48,6 +50,7 @@ def fresh_process(monkeypatch):
     """What a new process has: no Trainer yet, no Accelerator."""
     monkeypatch.setattr(WSDCallback, "trainers", 0)
     monkeypatch.setattr(ScriptScheduler, "made", False)
+    ARGUMENTS.remember(argparse.Namespace())
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     yield
@@ -174,6 +177,121 @@ def test_another_past_is_refused(trunk, tmp_path):
         run_here(tmp_path / "other", *resume)
 
 
+UNPREPARED = {
+    "model, optimizer, train_dataloader, lr_scheduler = ": "model, optimizer, train_dataloader = ",
+    "optimizer, train_dataloader, lr_scheduler\n": "optimizer, train_dataloader\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (UNPREPARED, "does not hand its scheduler to accelerator.prepare"),
+        ({"args = parse_args()\n": "args = parse_args()\n    args.output_dir = None\n"}, "has no --output_dir"),
+    ],
+)
+def test_fork_points_that_nobody_could_save_are_refused(tmp_path, capsys, changes, said):
+    script = changed(tmp_path, changes)
+    with pytest.raises(SystemExit, match=f"trunk and budgets need checkpoints with records, but the script {said}"):
+        run_here(tmp_path / "run", launch=TRUNK, script=script)
+    assert printed_lrs(capsys.readouterr().out) == []
+
+
+def changed(folder, changes):
+    """The script with other lines."""
+    text = SCRIPT.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "train_changed.py").write_text(text)
+    return folder / "train_changed.py"
+
+
+# --- scripts of other habits ---
+
+
+def test_settings_in_the_scripts_own_kwargs_place_its_fork_points(tmp_path):
+    kwargs = {"optimizer=optimizer,": "optimizer=optimizer, scheduler_specific_kwargs={'decay_fraction': 0.5},"}
+    run = run_here(tmp_path / "run", launch=("--trunk", "--budgets", 20), script=changed(tmp_path, kwargs))
+    assert sorted(path.name for path in (run / "_fork-points").iterdir()) == ["step_10", "step_20"]
+
+
+def test_checkpoints_follow_an_output_dir_that_the_script_changes(tmp_path):
+    line = "args = parse_args()\n"
+    script = changed(tmp_path, {line: f"{line}    args.output_dir += '/sub'\n"})
+    run = run_here(tmp_path / "run", launch=TRUNK, script=script)
+    assert set(read_run(run / "sub").records) == {15, 20}
+
+
+def test_accumulation_by_hand_counts_its_tokens(tmp_path):
+    by_hand = "Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)"
+    script = changed(tmp_path, {by_hand: "Accelerator()"})  # the typed flag says how many passes an update has
+    run = run_here(tmp_path / "run", "--gradient_accumulation_steps", 2, script=script)
+    assert read_run(run).latest.tokens_per_step == 2 * 64
+
+
+def test_run_past_the_schedule_is_told_and_not_stopped(tmp_path, capsys, caplog):
+    script = changed(tmp_path, {"if completed_steps >= args.max_train_steps": "if completed_steps >= 22"})
+    script.write_text(script.read_text().replace("math.ceil(args.max_train_steps /", "math.ceil(22 /"))
+    run_here(tmp_path / "run", script=script)
+    assert printed_lrs(capsys.readouterr().out)[20:] == [0.0, 0.0]
+
+
+def test_save_that_the_script_did_not_ask_for_cannot_stop_it(tmp_path, capsys):
+    lost = "    for epoch in range(starting_epoch, args.num_train_epochs):\n"
+    file = (
+        "    os.makedirs(args.output_dir)\n    open(f'{args.output_dir}/step_15', 'w').close()\n"  # in the fork's place
+    )
+    run_here(tmp_path / "run", launch=TRUNK, script=changed(tmp_path, {lost: file + lost}))
+    assert len(printed_lrs(capsys.readouterr().out)) == 20
+
+
+def prepare(*more, totals=20, **options):
+    """A prepared optimizer and one of transformers' own `get_scheduler`."""
+    hf_wsd.register()
+    accelerator = Accelerator(cpu=True, **options)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    scheduler = get_scheduler("wsd", optimizer, 0, totals)
+    return (accelerator, *accelerator.prepare(optimizer, scheduler))
+
+
+def test_other_hooks_of_the_optimizer_go_on_working():
+    _, optimizer, scheduler = prepare()
+    seen = []
+    optimizer.optimizer.register_step_pre_hook(lambda *_: seen.append(1))
+    optimizer.step()
+    scheduler.step()
+    assert (seen, scheduler.scheduler.steps_done) == ([1], 1)
+
+
+def test_second_scheduler_made_to_draw_the_curve_changes_nothing():
+    _, optimizer, scheduler = prepare()
+    drawn = get_scheduler("wsd", optimizer.optimizer, 0, 20)
+    optimizer.step()
+    scheduler.step()
+    assert (drawn.loop, scheduler.scheduler.steps_done) == (None, 1)
+
+
+def test_copies_of_the_scheduler_look_after_no_run():
+    _, _, scheduler = prepare()
+    for copied in (copy.deepcopy(scheduler.scheduler), pickle.loads(pickle.dumps(scheduler.scheduler))):
+        assert (copied.accelerator, copied.loop, copied.schedule) == (None, None, scheduler.scheduler.schedule)
+
+
+def test_scheduler_begins_at_the_step_it_is_told():
+    hf_wsd.register()
+    Accelerator(cpu=True)
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "initial_lr": PEAK}], lr=PEAK)
+    made = get_scheduler("wsd", optimizer, 5, 20, scheduler_specific_kwargs={"last_epoch": 17})
+    assert made.steps_done == 18
+
+
+def test_totals_that_the_typed_length_does_not_divide_are_refused(tmp_path):
+    script = changed(tmp_path, {"args.max_train_steps * accelerator.num_processes": "args.max_train_steps + 1"})
+    with pytest.raises(SystemExit, match=r"asked for --max_train_steps 20 but gives its scheduler 21 steps"):
+        run_here(tmp_path / "run", script=script)
+
+
 # --- what is left alone ---
 
 
@@ -183,10 +301,19 @@ def test_scripts_own_names_are_offered_with_ours():
     assert action.choices == ["linear", "cosine", *hf_wsd.settings.NAMES]
 
 
-@pytest.mark.parametrize("choices", [["linear", "quadratic"], ["linear"], ["a", "b"], [1, 2], None])
+OTHERS = [["linear", "quadratic"], ["linear"], ["a", "b"], [1, 2], [{"a": 1}], range(10**12), None]
+
+
+@pytest.mark.parametrize("choices", OTHERS, ids=str)
 def test_other_choices_are_left_alone(choices):
     hf_wsd.register()
-    assert argparse.ArgumentParser().add_argument("--s", choices=choices).choices == choices
+    assert argparse.ArgumentParser().add_argument("--scheduler", metavar="S", choices=choices).choices is choices
+
+
+def test_same_names_for_something_else_are_left_alone():
+    hf_wsd.register()
+    action = argparse.ArgumentParser().add_argument("--beta_schedule", choices=["linear", "cosine"])
+    assert action.choices == ["linear", "cosine"]
 
 
 def test_another_scheduler_is_prepared_as_ever(tmp_path):
@@ -236,23 +363,25 @@ def test_run_counted_in_epochs_has_the_same_schedule_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_script_that_keeps_its_scheduler_to_itself_must_say_what_it_counts(tmp_path):
-    script = tmp_path / "train_unprepared.py"
-    text = SCRIPT.read_text()
-    for old, new in UNPREPARED.items():
-        assert old in text
-        text = text.replace(old, new)
-    script.write_text(text)
-    refused = torchrun(tmp_path / "refused", launch=LAUNCH, script=script, check=False)
-    assert "--calls-per-update 1" in refused.stderr
-    assert printed_lrs(refused.stdout) == []
-    told = torchrun(tmp_path / "told", launch=(*LAUNCH, "--calls-per-update", 1), script=script)
-    assert printed_lrs(told.stdout) == LRS
+@pytest.mark.parametrize("habit", ["keeps its scheduler to itself", "saves on one process", "splits batches"])
+def test_on_two_processes_every_habit_has_the_lrs_of_the_schedule(tmp_path, habit):
+    script = changed(tmp_path, HABITS[habit])
+    result = torchrun(tmp_path / "run", "--checkpointing_steps", "6", launch=LAUNCH, script=script)
+    assert printed_lrs(result.stdout) == LRS
 
 
-UNPREPARED = {
-    "model, optimizer, train_dataloader, lr_scheduler = ": "model, optimizer, train_dataloader = ",
-    "optimizer, train_dataloader, lr_scheduler\n": "optimizer, train_dataloader\n",
-    " * accelerator.num_processes,\n": ",\n",
-    "lr_scheduler.step()": "lr_scheduler.step() if accelerator.sync_gradients else None",
+HABITS = {
+    "keeps its scheduler to itself": UNPREPARED
+    | {
+        " * accelerator.num_processes,\n": ",\n",
+        "lr_scheduler.step()": "lr_scheduler.step() if accelerator.sync_gradients else None",
+    },
+    "saves on one process": {  # as diffusers' scripts do
+        "accelerator.save_state(os": "accelerator.is_main_process and accelerator.save_state(os"
+    },
+    "splits batches": {
+        "Accelerator(": "Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), ",
+        "import Accelerator": "import Accelerator, DataLoaderConfiguration",
+        " * accelerator.num_processes,\n": ",\n",
+    },
 }
