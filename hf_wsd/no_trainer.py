@@ -23,7 +23,7 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_wsd.callback import WSDCallback
 from hf_wsd.errors import WSDError
-from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, make_scheduler
+from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, make_scheduler, torch_optimizer
 from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler, Totals, training_loader
 from hf_wsd.settings import NAMES, Settings, refuse_ignored_settings
 
@@ -125,7 +125,7 @@ def _tell_schedulers(accelerator: Accelerator, prepared: Any) -> None:
 
 def _refuse_settings_at_first_update(wrapper: Any) -> None:
     """Refuse settings that nobody uses, unless one of our schedulers is made before that scheduler's first update."""
-    optimizer = getattr(wrapper.scheduler, "optimizer", None)
+    optimizer = torch_optimizer(getattr(wrapper.scheduler, "optimizer", None))
     if WSDCallback.trainers or not isinstance(optimizer, Optimizer) or getattr(wrapper, "_hf_wsd", False):
         return
     wrapper._hf_wsd = True

@@ -45,11 +45,8 @@ class WSDScheduler(LRScheduler):
         self.keeper: object | None = None
         super().__init__(optimizer, last_epoch)
         # Loading an optimizer restores the lr that was current when it was saved. Trainer loads it before the
-        # scheduler, others after: then the stale lr would win. The wrappers of Accelerate and DeepSpeed (one around
-        # the other) forward no hooks.
-        while (inner := getattr(optimizer, "optimizer", None)) is not None:
-            optimizer = inner
-        optimizer.register_load_state_dict_post_hook(self._after_optimizer_load)
+        # scheduler, others after: then the stale lr would win.
+        torch_optimizer(optimizer).register_load_state_dict_post_hook(self._after_optimizer_load)
 
     @property
     def steps_done(self) -> int:
@@ -126,6 +123,13 @@ class WSDScheduler(LRScheduler):
 
     def _after_optimizer_load(self, optimizer: Optimizer) -> None:
         self._apply()
+
+
+def torch_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside the wrappers of Accelerate and DeepSpeed, one around the other: they forward no hooks."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner
+    return optimizer
 
 
 def _read_state(state: Any) -> tuple[Schedule, int, list[float]]:

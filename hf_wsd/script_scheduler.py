@@ -18,7 +18,7 @@ from hf_wsd.errors import RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.schedule import Schedule
-from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
+from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, torch_optimizer
 from hf_wsd.settings import Settings, build_schedule
 
 logger = logging.get_logger(__name__)
@@ -122,8 +122,8 @@ class ScriptScheduler(WSDScheduler):
         self._begun = False
         super().__init__(optimizer, schedule, last_epoch)
         ScriptScheduler.made = True
-        optimizer.register_step_pre_hook(self._before_update)
-        _of_optimizer.setdefault(optimizer, WeakSet()).add(self)
+        torch_optimizer(optimizer).register_step_pre_hook(self._before_update)
+        _of_optimizer.setdefault(torch_optimizer(optimizer), WeakSet()).add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, such as one made to draw the curve, looks after no run."""
@@ -184,7 +184,7 @@ class ScriptScheduler(WSDScheduler):
         if self._begun or self.keeper is not None:  # a Trainer's, or that of a WSDLoop
             return
         self._begun = True
-        others = [other for other in _of_optimizer[self.optimizer] if other is not self]
+        others = [other for other in _of_optimizer[torch_optimizer(self.optimizer)] if other is not self]
         if self.accelerator is None and any(other.accelerator or other.keeper for other in others):
             return  # made beside the one that trains, to draw the curve
         if why := self._why_without_files():

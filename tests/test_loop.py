@@ -61,7 +61,7 @@ def lrs(run):
     [
         # 25 batches an epoch: the last update of each has one of the two; forks at 30, in the third epoch
         pytest.param(("--gradient_accumulation_steps", 2), id="map-style"),
-        pytest.param(("--streaming",), id="stream"),
+        pytest.param(("--streaming",), id="stream", marks=pytest.mark.slow),
     ],
 )
 def test_branch_by_hand_equals_the_straight_run_bit_for_bit(tmp_path, rows, data):
