@@ -19,8 +19,8 @@ from hf_wsd.shapes import shape_names
 
 _BUDGETS = """decayed models you will want: tokens (2M, 1.5B) or steps (3000); their fork points are saved and kept.
 A trunk stops at the last one unless the script has --max_steps"""
-_CALLS = """scripts without a Trainer: 1 if they give get_scheduler numbers of updates; default: the number of
-processes, by which they mostly multiply them"""
+_CALLS = """scripts without a Trainer: by what they multiply the totals that they give get_scheduler; default: what
+their --max_train_steps shows, else the number of processes"""
 
 
 def flags() -> argparse.ArgumentParser:

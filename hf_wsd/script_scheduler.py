@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import RandomSampler
 from transformers.utils import logging
 
+from hf_wsd.asked import TRAINER_FLAGS
 from hf_wsd.errors import RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
@@ -45,8 +46,8 @@ class ScriptArguments:
 
     def flags(self) -> tuple[str, str]:
         """What the script calls its length and its warm-up."""
-        length = "max_steps" if "max_steps" in self._typed else "max_train_steps"
-        return length, "warmup_steps" if "warmup_steps" in self._typed else "num_warmup_steps"
+        length = "max_train_steps" if "max_train_steps" in self._typed else TRAINER_FLAGS[0]
+        return length, "num_warmup_steps" if "num_warmup_steps" in self._typed else TRAINER_FLAGS[1]
 
 
 ARGUMENTS = ScriptArguments()

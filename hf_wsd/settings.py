@@ -48,8 +48,8 @@ class Settings:
         num_decay_steps, decay_fraction, ..., multipliers: as in the builders `wsd`, `wsd_s`, `cyclic_cosine` and
             `multi_step`; lengths in steps, or as texts for `Length`.
         tokens_per_step, samples_per_step: of one update over all processes, where they cannot be counted from the data.
-        calls_per_update: scheduler steps of one update, as a script without a Trainer counts its totals: 1 if it gives
-            `get_scheduler` numbers of updates, the number of processes if it multiplies them by that (the default).
+        calls_per_update: by what a script without a Trainer multiplies the totals that it gives `get_scheduler`; None:
+            what the length typed shows, else the number of processes.
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
