@@ -125,14 +125,15 @@ def _tell_schedulers(accelerator: Accelerator, prepared: Any) -> None:
 
 def _refuse_settings_at_first_update(wrapper: Any) -> None:
     """Refuse settings that nobody uses, unless one of our schedulers is made before that scheduler's first update."""
-    optimizer = torch_optimizer(getattr(wrapper.scheduler, "optimizer", None))
+    inner = getattr(wrapper, "scheduler", None)
+    optimizer = torch_optimizer(getattr(inner, "optimizer", None))
     if WSDCallback.trainers or not isinstance(optimizer, Optimizer) or getattr(wrapper, "_hf_wsd", False):
         return
     wrapper._hf_wsd = True
 
     def refuse(*_: Any) -> None:
         if not ScriptScheduler.made:
-            name = ARGUMENTS.typed("lr_scheduler_type") or type(wrapper.scheduler).__name__
+            name = ARGUMENTS.typed("lr_scheduler_type") or type(inner).__name__
             refuse_ignored_settings(Settings.from_env(), getattr(name, "value", name))
 
     if Settings.from_env().given():
