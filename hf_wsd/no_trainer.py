@@ -66,6 +66,17 @@ def adapt_scripts() -> None:
     _after(Accelerator, "prepare", _tell_schedulers)
     _after(Accelerator, "prepare_scheduler", _tell_schedulers)
     _after(Accelerator, "save_state", _write_record)
+    load_state = Accelerator.load_state
+
+    @wraps(load_state)
+    def load_state_quietly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ScriptScheduler.loading = True
+        try:
+            return load_state(self, *args, **kwargs)
+        finally:
+            ScriptScheduler.loading = False
+
+    Accelerator.load_state = load_state_quietly
 
 
 def _after(owner: type, method: str, then: Callable[[Any, Any], None]) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import RandomSampler
 from transformers.utils import logging
 
 from hf_wsd.asked import TRAINER_FLAGS
+from hf_wsd.callback import WSDCallback
 from hf_wsd.errors import RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
@@ -113,6 +114,7 @@ class ScriptScheduler(WSDScheduler):
     """
 
     made: ClassVar[bool] = False  # in this process, so that settings are not ignored
+    loading: ClassVar[bool] = False  # torch makes FSDP's optimizer step once, for nothing, before it loads its state
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, totals: Totals, last_epoch: int = -1) -> None:
         self.totals = totals
@@ -178,7 +180,9 @@ class ScriptScheduler(WSDScheduler):
             logger.error(f"hf_wsd: the script goes on past its {self.loop.last_step} updates; the lr stays where it is")
 
     def _before_update(self, *_: Any) -> None:
-        self._begin()
+        a_trainers = self.accelerator is None and WSDCallback.trainers > 0
+        if not a_trainers and not ScriptScheduler.loading:
+            self._begin()
 
     def _begin(self) -> None:
         """Before the first update: refuse a run that would not be the one asked for, and begin its files."""

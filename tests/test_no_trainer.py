@@ -21,7 +21,7 @@ import hf_wsd
 import hf_wsd.__main__ as launcher
 from hf_wsd import WSDCallback, no_trainer
 from hf_wsd.checkpoint import check_checkpoint
-from hf_wsd.errors import CheckpointError
+from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
 from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler
@@ -270,6 +270,17 @@ def test_second_scheduler_made_to_draw_the_curve_changes_nothing():
     optimizer.step()
     scheduler.step()
     assert (drawn.loop, scheduler.scheduler.steps_done) == (None, 1)
+
+
+def test_step_for_nothing_while_a_state_is_loaded_begins_no_run(tmp_path):
+    """As torch makes FSDP's optimizer do; the run begins, and is refused here, with the first true update."""
+    accelerator, optimizer, _ = prepare()
+    hf_wsd.register(trunk=True)
+    accelerator.save_state(str(tmp_path))
+    accelerator.register_load_state_pre_hook(lambda models, folder: optimizer.optimizer.step())
+    accelerator.load_state(str(tmp_path))
+    with pytest.raises(RunError, match="has no --output_dir"):
+        optimizer.step()
 
 
 def test_copies_of_the_scheduler_look_after_no_run():
