@@ -37,7 +37,7 @@ from transformers import HfArgumentParser, default_data_collator
 
 import hf_wsd
 from hf_wsd.checkpoint import check_checkpoint
-from hf_wsd.errors import SettingsError, WSDError
+from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.settings import NAMES
@@ -51,7 +51,7 @@ class LoopArguments:
     """The loop; names and defaults are those of pretrain.py."""
 
     output_dir: str = option("runs/loop", "The run's folder.")
-    lr_scheduler_type: str = option("wsd", f"{', '.join(NAMES)}, or any of transformers.")
+    lr_scheduler_type: str = option("wsd", f"{', '.join(NAMES)}.")
     learning_rate: float = option(5e-3, "Peak lr; the default suits the small presets.")
     warmup_steps: int = option(50, "Steps of the warm-up.")
     weight_decay: float = option(0.1, "Weight decay of matrices.")
@@ -70,6 +70,10 @@ class LoopArguments:
     report_to: str | None = option(None, "tensorboard, trackio or wandb.")
     project: str = option("hf_wsd", "What the tracker calls the project.")
     use_cpu: bool = option(False, "Train on the CPU; precision and engine are those of `accelerate launch`.")
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_type not in NAMES:
+            raise SettingsError(unknown("schedule", self.lr_scheduler_type, NAMES))
 
 
 def new_optimizer(model: torch.nn.Module, args: LoopArguments) -> torch.optim.Optimizer:

@@ -104,6 +104,11 @@ def test_record_and_history_have_the_losses_of_forks_and_of_the_ends_of_budgets(
     assert (run.latest.tokens, run.latest.setup["seed"], run.latest.group) == (30 * 128, 42, "run")
 
 
+def test_schedule_that_the_loop_cannot_keep_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="unknown schedule 'cosine'"):
+        pretrain_here(tmp_path / "run", "--budgets", 20, "--lr_scheduler_type", "cosine")
+
+
 def test_run_without_a_length_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="Give --budgets, or --max_steps"):
         pretrain_here(tmp_path / "run")
