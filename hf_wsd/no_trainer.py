@@ -120,7 +120,10 @@ def _tell_schedulers(accelerator: Accelerator, prepared: Any) -> None:
         if scheduler is None:
             _refuse_settings_at_first_update(wrapper)
             continue
-        linked = wrapper.step_with_optimizer and not isinstance(wrapper, DeepSpeedSchedulerWrapper)
+        deepspeed = isinstance(wrapper, DeepSpeedSchedulerWrapper)
+        if deepspeed and WSDCallback.trainers:  # a Trainer has it prepared there, and gives its totals in updates
+            continue
+        linked = wrapper.step_with_optimizer and not deepspeed
         calls = accelerator.num_processes if linked and not accelerator.split_batches else 1
         if linked:  # after an fp16 overflow it would not step: the schedule would lag behind the updates
             wrapper.optimizers = []
