@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class WSDLoop:
 
         accelerator.register_for_checkpointing(scheduler)
         if checkpoint: accelerator.load_state(checkpoint)
-        run = WSDLoop(accelerator, scheduler, accelerator_job(accelerator, scheduler, folder=..., max_steps=...), ...)
+        job = accelerator_job(accelerator, batch_size=..., folder=..., step=scheduler.steps_done, max_steps=...)
+        run = WSDLoop(accelerator, scheduler, job, model=model, dataset=dataset)
         while run.step < run.last_step:
             ...                              # forward, backward, optimizer.step() of one update
             run.update()                     # the schedule goes on by one step
@@ -130,24 +131,20 @@ class WSDLoop:
             self._keeper.log({"step": self.step} | row | {"phase": phase.value})
         return row | {"phase": phase.number}
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> AbstractContextManager[None]:
         """A block that evaluates: every random generator is put back after it, so that training does not change."""
-        with unchanged_randomness():
-            yield
+        return unchanged_randomness()
 
     def save(self) -> Path:
         """Save the state of everything, its record beside it, and keep it for good if it is one to keep."""
-        with self._own_save():
-            self._accelerator.save_state(str(self.checkpoint))
+        self._save_state()
         self._record_own_save()
         return self.checkpoint
 
     def save_unasked(self) -> None:
         """The same where a script did not ask for it: what goes wrong is logged, and training goes on."""
         try:
-            with self._own_save():
-                self._accelerator.save_state(str(self.checkpoint))
+            self._save_state()
         except Exception as error:  # a full disk, a lost mount
             logger.error(f"hf_wsd: {self.checkpoint} could not be saved ({error}); training goes on without it")
         self._record_own_save()
@@ -168,14 +165,13 @@ class WSDLoop:
     def _now(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
 
-    @contextmanager
-    def _own_save(self) -> Iterator[None]:
-        """A save into our folder, whatever name the Accelerator would choose."""
+    def _save_state(self) -> None:
+        """Save into our folder, whatever name the Accelerator would choose."""
         project = self._accelerator.project_configuration
         before = project.automatic_checkpoint_naming, project.iteration
         project.automatic_checkpoint_naming, self._saving = False, True
         try:
-            yield
+            self._accelerator.save_state(str(self.checkpoint))
         finally:
             (project.automatic_checkpoint_naming, project.iteration), self._saving = before, False
 

@@ -34,9 +34,7 @@ def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:
 
 
 def _setup(args: TrainingArguments) -> dict[str, Any]:
-    configured = os.environ.get(
-        "ACCELERATE_MIXED_PRECISION", "no"
-    )  # by `accelerate launch`; --bf16 and --fp16 set it too
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by `accelerate launch`
     return {
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
