@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -62,7 +62,20 @@ def flags() -> argparse.ArgumentParser:
     add("--tokens-per-step", metavar="N", help="tokens of one update, where they cannot be counted from the data")
     add("--samples-per-step", metavar="N", help="samples of one update, for lengths such as 640samples")
     add("--calls-per-update", metavar="N", help=_CALLS)
+    _add_flags_of_run(parser.add_argument_group("checkpoints, jobs and deadlines").add_argument)
     return parser
+
+
+def _add_flags_of_run(add: Callable[..., object]) -> None:
+    add("--allow", nargs="+", metavar="NAME", help="differences to the checkpoint's run that are meant: learning_rate")
+    add("--expect", metavar="INTENT", help="refuse the run if it is not this: start, continue, branch or extend")
+    add("--keep-every", metavar="N", help="keep a checkpoint for good every so many steps")
+    add("--finish-by", metavar="TIME", help="start the decay so that all ends before: 2026-12-01T08:00")
+    add("--time-budget", metavar="TIME", help="the same as a duration over all jobs of the run: 23h")
+    add("--job-time-limit", metavar="TIME", help="save and exit before the job has run so long: 4h; default: Slurm's")
+    add("--on-job-end", metavar="WHAT", help="save (default), or decay where the measured time allows it")
+    add("--on-damage", metavar="WHAT", help="a damaged newest checkpoint: pass-over (default) or refuse")
+    add("--decay-optimizer", nargs="+", metavar="NAME=X", help="settings of the optimizer in the decay: beta2=0.99")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

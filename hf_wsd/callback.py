@@ -10,13 +10,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from hf_wsd.asked import check_kwargs
+from hf_wsd.by_name import BUILDERS, refuse_ignored_settings
 from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
 from hf_wsd.randomness import Randomness
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
-from hf_wsd.settings import BUILDERS, Settings, refuse_ignored_settings
+from hf_wsd.settings import Settings
 from hf_wsd.start import Start, start_run
 from hf_wsd.trackers import name_run
 from hf_wsd.trainer_job import refuse_other_scheduler, refuse_trainer_arguments, trainer_job

@@ -69,6 +69,15 @@ CASTS: dict[str, Callable[[Any], Any]] = {
     "tokens_per_step": _whole_number,
     "samples_per_step": _whole_number,
     "calls_per_update": _whole_number,
+    "allow": _words,
+    "expect": str,
+    "keep_every": _length,
+    "finish_by": str,
+    "time_budget": str,
+    "job_time_limit": str,
+    "on_job_end": str,
+    "on_damage": str,
+    "decay_optimizer": _named_numbers,
 }
 
 

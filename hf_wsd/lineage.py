@@ -98,6 +98,11 @@ class Lineage:
         setup: batch, accumulation, processes, seed, precision and threads: what must match for equal bits.
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
         data: fingerprint of the training data, or "unknown".
+        sameness: how much of the checkpoint's run is the same: `level`, `changes` by name, `allowed`.
+        arguments: further arguments of a branch's script, such as its own data.
+        optimizer: settings of the optimizer from the decay's first step on.
+        moved_data: spans of updates whose samples were moved to the end of their epoch.
+        decided: who asked a running job for its decay, and when.
         skipped_updates: fp16 updates that were skipped for an overflow.
         calls_per_update: calls of the scheduler's `step()` in an update; steps are updates all the same.
         command: how the run was started.
@@ -129,6 +134,11 @@ class Lineage:
     setup: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str = "unknown"
+    sameness: Mapping[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    optimizer: Mapping[str, float] = field(default_factory=dict)
+    moved_data: tuple[tuple[int, int], ...] = ()
+    decided: Mapping[str, Any] | None = None
     skipped_updates: int = 0
     calls_per_update: int = 1
     command: Command | None = None
@@ -181,7 +191,9 @@ class Lineage:
         fields = {key: value for key, value in data.items() if key != "schema"}
         try:
             fields["schedule"] = Schedule.from_dict(fields["schedule"])
-            fields["peak_lrs"] = _as_tuple(fields.get("peak_lrs", ()))
+            for name in ("peak_lrs", "arguments"):
+                fields[name] = _as_tuple(fields.get(name, ()))
+            fields["moved_data"] = tuple(map(_as_tuple, fields.get("moved_data", ())))
             if fields.get("parent"):
                 fields["parent"] = Parent(**fields["parent"])
             if fields.get("command"):

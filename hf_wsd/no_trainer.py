@@ -21,11 +21,12 @@ from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from torch.optim import Optimizer
 from transformers.trainer_utils import SchedulerType
 
+from hf_wsd.by_name import NAMES, refuse_ignored_settings
 from hf_wsd.callback import WSDCallback
 from hf_wsd.errors import WSDError
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, make_scheduler, torch_optimizer
 from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler, Totals, training_loader
-from hf_wsd.settings import NAMES, Settings, refuse_ignored_settings
+from hf_wsd.settings import Settings
 
 _MOST_CHOICES = 50  # of a list that could be one of schedulers
 

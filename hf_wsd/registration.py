@@ -11,9 +11,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 
+from hf_wsd.by_name import NAMES
 from hf_wsd.callback import WSDCallback
 from hf_wsd.no_trainer import adapt_scripts, make_registered_scheduler
-from hf_wsd.settings import NAMES, Settings
+from hf_wsd.settings import Settings
 from hf_wsd.trackers import tracker_class
 
 

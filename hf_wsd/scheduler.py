@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hf_wsd.by_name import BUILDERS, build_schedule
 from hf_wsd.checks import count
 from hf_wsd.errors import ResumeError, SettingsError
 from hf_wsd.schedule import Schedule, derive_intent
-from hf_wsd.settings import BUILDERS, build_schedule
 
 
 class WSDScheduler(LRScheduler):

@@ -15,13 +15,14 @@ from torch.utils.data import RandomSampler
 from transformers.utils import logging
 
 from hf_wsd.asked import TRAINER_FLAGS
+from hf_wsd.by_name import build_schedule
 from hf_wsd.callback import WSDCallback
 from hf_wsd.errors import RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, torch_optimizer
-from hf_wsd.settings import Settings, build_schedule
+from hf_wsd.settings import Settings
 
 logger = logging.get_logger(__name__)
 

@@ -1,41 +1,35 @@
-"""From what users type to a `Schedule`: names are checked and values cast here, once.
+"""What a run is asked for beside its script: flags of the launcher, HF_WSD_* variables, `register(...)`.
 
-A setting comes from `--lr_scheduler_kwargs`, from a flag of the launcher, or from an HF_WSD_* environment variable. The
-launcher turns its flags into those variables, so every process that it starts sees the same.
+The launcher turns its flags into those variables, so every process that it starts sees the same.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from hf_wsd.asked import TRAINER_FLAGS, add_asked, no_such_setting, run_settings, setting
-from hf_wsd.baselines import cyclic_cosine, multi_step
-from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import CASTS, cast
 from hf_wsd.checks import count
-from hf_wsd.errors import ScheduleError, SettingsError, WSDError, unknown
-from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, Length, decay_length, to_steps
-from hf_wsd.lineage import Lineage
-from hf_wsd.schedule import Schedule
+from hf_wsd.errors import SettingsError, WSDError, unknown
+from hf_wsd.lengths import Length, decay_length
 
-BUILDERS: dict[str, Callable[..., Schedule]] = {
-    "wsd": wsd,
-    "wsd_s": wsd_s,
-    "cyclic_cosine": cyclic_cosine,
-    "multi_step": multi_step,
-}
-NAMES = tuple(BUILDERS)
 PER_STEP = ("tokens_per_step", "samples_per_step")
 COUNTS = (*PER_STEP, "calls_per_update")
-LENGTHS = ("num_decay_steps", "num_stable_steps", "num_min_steps", "num_rewarmup_steps", "cycle_ends", "milestones")
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SWITCH = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
-_KWARGS = [name for name in CASTS if name not in COUNTS]  # the settings that builders take
+OF_RUN = (  # what a schedule knows nothing of
+    *("allow", "expect", "keep_every", "finish_by", "time_budget", "job_time_limit", "on_job_end", "on_damage"),
+    "decay_optimizer",
+)
+KWARGS = [name for name in CASTS if name not in (*COUNTS, *OF_RUN)]  # the settings that builders take
+CHOICES = {
+    "expect": ("start", "continue", "branch", "extend"),
+    "on_job_end": ("save", "decay"),
+    "on_damage": ("pass-over", "refuse"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +44,15 @@ class Settings:
         tokens_per_step, samples_per_step: of one update over all processes, where they cannot be counted from the data.
         calls_per_update: by what a script without a Trainer multiplies the totals that it gives `get_scheduler`; None:
             what the length typed shows, else the number of processes.
+        allow: differences to the checkpoint's run that are meant (`hf_wsd.sameness` has the names).
+        expect: what the run has to be: "start", "continue", "branch" or "extend"; anything else is refused.
+        keep_every: a length; every so many steps a checkpoint is kept for good.
+        finish_by: a time such as "2026-12-01T08:00"; decay, evaluation and save end before it.
+        time_budget: the same as a duration, "23h", counted over all jobs of the run.
+        job_time_limit: a duration after which this job will be ended; the run saves before and exits.
+        on_job_end: "save" (None), or "decay" where the measured time allows it.
+        on_damage: what a resume does about a damaged newest checkpoint: "pass-over" (None) or "refuse".
+        decay_optimizer: settings of the optimizer from the first decay on, such as weight_decay.
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
@@ -73,6 +76,15 @@ class Settings:
     tokens_per_step: int | None = None
     samples_per_step: int | None = None
     calls_per_update: int | None = None
+    allow: tuple[str, ...] = ()
+    expect: str | None = None
+    keep_every: int | str | None = None
+    finish_by: str | None = None
+    time_budget: str | None = None
+    job_time_limit: str | None = None
+    on_job_end: str | None = None
+    on_damage: str | None = None
+    decay_optimizer: Mapping[str, float] | None = None
     branch: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +92,9 @@ class Settings:
             Length(budget)
         if self.decay_fraction is not None or isinstance(self.num_decay_steps, (int, float)):
             decay_length(10**9, **self.decay_kwargs())  # a trunk's decays come later, but are wrong now
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in (None, *choices):
+                raise SettingsError(unknown(f"value of {name}", getattr(self, name), choices))
         if self.trunk and self.cycle_ends:
             raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
 
@@ -165,118 +180,8 @@ class Settings:
 
     def schedule_kwargs(self) -> dict[str, Any]:
         """The settings as keyword arguments of a builder."""
-        return {name: value for name, value in self.given().items() if name in _KWARGS}
+        return {name: value for name, value in self.given().items() if name in KWARGS}
 
     def per_step(self) -> dict[str, int | None]:
         """Tokens and samples of one update, as `Length.steps` takes them."""
         return {"tokens_per_step": self.tokens_per_step, "samples_per_step": self.samples_per_step}
-
-
-def refuse_ignored_settings(settings: Settings, name: str) -> None:
-    """Refuse settings that a scheduler which is not ours would ignore.
-
-    Raises:
-        SettingsError: something is set.
-
-    >>> refuse_ignored_settings(Settings(), "cosine")
-    """
-    if given := ", ".join(settings.given()):
-        raise SettingsError(
-            f"{given} would be ignored: the script's scheduler is {name}. Add --lr_scheduler_type wsd (or "
-            f"{' or '.join(n for n in NAMES if n != 'wsd')}), or leave the setting (a launcher flag or an HF_WSD_* "
-            "variable) out"
-        )
-
-
-def build_schedule(
-    name: str,
-    *,
-    num_training_steps: int | None,
-    num_warmup_steps: int = 0,
-    kwargs: Mapping[str, Any] | None = None,
-    settings: Settings | None = None,
-    flags: tuple[str, str] = TRAINER_FLAGS,
-) -> Schedule:
-    """The schedule that a name, the run's length and the settings of all sources describe.
-
-    Args:
-        name: a key of `BUILDERS`.
-        num_training_steps: updates of the run, as the Trainer counts them.
-        num_warmup_steps: updates of the warm-up.
-        kwargs: `lr_scheduler_kwargs`, as parsed by transformers (numbers may still be strings).
-        settings: None reads the HF_WSD_* variables.
-        flags: what the script calls its length and its warm-up, for errors.
-
-    Raises:
-        SettingsError: an unknown or doubled name. ScheduleError: lengths that do not fit.
-
-    >>> asked = {"num_decay_steps": "200K"}
-    >>> schedule = build_schedule("wsd", num_training_steps=1000, kwargs=asked, settings=Settings(tokens_per_step=1000))
-    >>> schedule.checkpoint_steps()
-    {800: 'pre-decay', 1000: 'post-decay'}
-    """
-    if name not in BUILDERS:
-        raise SettingsError(unknown("schedule", name, BUILDERS))
-    settings = Settings.from_env() if settings is None else settings
-    try:
-        return _build_schedule(name, num_training_steps, num_warmup_steps, kwargs or {}, settings)
-    except WSDError as error:
-        asked = run_settings(num_training_steps, num_warmup_steps, kwargs, flags)
-        ours = {key: value for key, value in settings.given().items() if key in _KWARGS or key == "trunk"}
-        asked += [setting(key, value) for key, value in ours.items()]
-        lengths = {"num_decay_steps", "decay_fraction", "trunk"}
-        if "decay_fraction" in _settings_of(name) and lengths.isdisjoint({*ours, *(kwargs or ())}):
-            asked.append(f"decay_fraction {DEFAULT_DECAY_FRACTION} (default)")
-        add_asked(error, asked)
-        raise
-
-
-def _build_schedule(
-    name: str,
-    num_training_steps: int | None,
-    num_warmup_steps: int,
-    kwargs: Mapping[str, Any],
-    settings: Settings,
-) -> Schedule:
-    given = {key: value for key, value in kwargs.items() if value is not None}
-    ours = settings.schedule_kwargs()
-    if settings.trunk and name != "wsd":
-        raise SettingsError(f"a trunk stays at the peak: use --trunk with --lr_scheduler_type wsd, not {name}")
-    known = {builder: _settings_of(builder) for builder in BUILDERS}
-    for key in (*given, *ours):
-        if key not in known[name]:
-            raise SettingsError(no_such_setting(key, name, known, [field.name for field in fields(Settings)]))
-    given = {key: cast(key, value) for key, value in given.items()}
-    for key in given.keys() & ours.keys():
-        if given[key] != ours[key]:
-            raise SettingsError(
-                f"{key} is given twice: {given[key]!r} in lr_scheduler_kwargs, {ours[key]!r} by a flag of the launcher "
-                f"or HF_WSD_{key.upper()}. Keep one"
-            )
-    if settings.branch:
-        return _branch_schedule(settings.branch, num_training_steps)
-    units = settings.per_step() | {"of": num_training_steps}
-    later = ("num_decay_steps", "decay_fraction") if settings.trunk else ()  # a trunk's decays are no part of it
-    asked = {key: value for key, value in {**ours, **given}.items() if key not in later}
-    merged = {key: _in_steps(value, units) if key in LENGTHS else value for key, value in asked.items()}
-    if settings.trunk:
-        merged["num_decay_steps"] = 0
-    return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
-
-
-def _settings_of(name: str) -> list[str]:
-    return [key for key in inspect.signature(BUILDERS[name]).parameters if key in _KWARGS]
-
-
-def _in_steps(value: Any, known: Mapping[str, int | None]) -> Any:
-    return [to_steps(one, **known) for one in value] if isinstance(value, list) else to_steps(value, **known)
-
-
-def _branch_schedule(folder: str, num_training_steps: int | None) -> Schedule:
-    schedule = Lineage.read(Path(folder)).schedule
-    if num_training_steps not in (None, schedule.total_steps):
-        raise ScheduleError(
-            f"the branch in {folder} ends at step {schedule.total_steps} but the script trains to "
-            f"{num_training_steps}: does it ignore --max_steps?"
-        )
-    return schedule

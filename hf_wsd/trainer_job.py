@@ -11,10 +11,10 @@ from transformers import TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
+from hf_wsd.by_name import NAMES
 from hf_wsd.errors import RunError, ScheduleError, SettingsError
 from hf_wsd.job import Job
 from hf_wsd.schedule import Schedule
-from hf_wsd.settings import NAMES
 
 
 def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:

@@ -46,12 +46,13 @@ from transformers import (
 )
 
 import hf_wsd
+from hf_wsd.by_name import NAMES
 from hf_wsd.checkpoint import newest_whole
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.lineage import RECORD
 from hf_wsd.plan import Plan
 from hf_wsd.scheduler import find_wsd_scheduler
-from hf_wsd.settings import NAMES, Settings
+from hf_wsd.settings import Settings
 
 PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 2048, from 124M on at GPT-2's 50257
     "0.5M": (3, 3, 96),

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_wsd.by_name import BUILDERS
 from hf_wsd.casts import CASTS, cast
 from hf_wsd.errors import SettingsError
-from hf_wsd.settings import BUILDERS, COUNTS
+from hf_wsd.settings import COUNTS, OF_RUN
 
 LENGTHS = ["num_decay_steps", "num_min_steps", "num_stable_steps", "num_rewarmup_steps"]
 NUMBERS = ["decay_fraction", "min_lr_ratio", "warmup_start", "rewarmup_fraction"]
@@ -18,7 +19,7 @@ LISTS_OF_NUMBERS = ["cycle_peaks", "milestone_fractions", "multipliers"]
 
 def test_every_argument_of_the_builders_can_be_cast():
     arguments = {name for build in BUILDERS.values() for name in inspect.signature(build).parameters}
-    assert set(CASTS) == arguments - {"num_training_steps", "num_warmup_steps"} | set(COUNTS)
+    assert set(CASTS) == arguments - {"num_training_steps", "num_warmup_steps"} | {*COUNTS, *OF_RUN}
 
 
 @pytest.mark.parametrize("name", CASTS)

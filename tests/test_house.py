@@ -37,6 +37,7 @@ PURE = [
     "family",
     "asked",
     "settings",
+    "by_name",
     "stock",
     "command",
     "job",

@@ -309,7 +309,7 @@ def test_totals_that_the_typed_length_does_not_divide_are_refused(tmp_path):
 def test_scripts_own_names_are_offered_with_ours():
     hf_wsd.register()
     action = argparse.ArgumentParser().add_argument("--s", type=SchedulerType, choices=["linear", "cosine"])
-    assert action.choices == ["linear", "cosine", *hf_wsd.settings.NAMES]
+    assert action.choices == ["linear", "cosine", *hf_wsd.by_name.NAMES]
 
 
 OTHERS = [["linear", "quadratic"], ["linear"], ["a", "b"], [1, 2], [{"a": 1}], range(10**12), None]

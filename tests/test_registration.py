@@ -16,8 +16,9 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_wsd import WSDCallback, WSDScheduler, register, wsd, wsd_s
 from hf_wsd.baselines import cyclic_cosine, multi_step
+from hf_wsd.by_name import BUILDERS, NAMES
 from hf_wsd.errors import ScheduleError, SettingsError, WSDError
-from hf_wsd.settings import BUILDERS, NAMES, Settings
+from hf_wsd.settings import Settings
 
 names = pytest.mark.parametrize("name", NAMES)
 

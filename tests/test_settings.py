@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from hf_wsd.baselines import cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.by_name import BUILDERS, NAMES, build_schedule
 from hf_wsd.errors import RecordError, ScheduleError, SettingsError, ShapeError, WSDError
 from hf_wsd.lineage import Lineage
-from hf_wsd.settings import BUILDERS, NAMES, Settings, build_schedule
+from hf_wsd.settings import Settings
 
 NOTHING = Settings()
 HUGE = pytest.param(10**400, id="huge")
