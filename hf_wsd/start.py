@@ -12,22 +12,22 @@ from transformers.utils import logging
 
 from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
-from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
+from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.command import capture_command
-from hf_wsd.errors import CheckpointError, RunError, ScheduleError, WSDError
+from hf_wsd.errors import ScheduleError, WSDError
 from hf_wsd.job import Job
 from hf_wsd.keeper import package_versions
 from hf_wsd.lengths import to_steps
 from hf_wsd.lineage import RECORD, Lineage, Parent
 from hf_wsd.plan import Plan, read_budgets
 from hf_wsd.randomness import unchanged_randomness
+from hf_wsd.refusals import find_last_step, refuse_checkpoint, refuse_folder
 from hf_wsd.samples import UNKNOWN, Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
 
 logger = logging.get_logger(__name__)
-_CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
     """
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
-    _check_checkpoint(scheduler, job)
-    _check_folder(scheduler, settings, planned, job)
+    refuse_checkpoint(scheduler, job)
+    refuse_folder(scheduler, settings, planned, job)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, job)
@@ -93,7 +93,7 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     per_step = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
     asked = _asked(settings, job, per_step)
     plan = _plan(scheduler.schedule, settings, asked, per_step, job)
-    last_step = _last_step(scheduler.schedule, plan, job)
+    last_step = find_last_step(scheduler.schedule, plan, job)
     before = _record_before(job)
     intent, parent = _origin(scheduler, job, before=before, planned=planned)
     record = Lineage(
@@ -121,65 +121,6 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     if before is not None and (differences := _changes(before, record)):
         logger.warning(f"hf_wsd: not the same run as the checkpoint's, so not the same bits: {', '.join(differences)}")
     return Start(record=record, plan=plan)
-
-
-def _check_checkpoint(scheduler: WSDScheduler, job: Job) -> None:
-    """Trainer goes on silently with a fresh optimizer and schedule where their files are missing."""
-    if job.checkpoint is not None and check_checkpoint(job.checkpoint) != job.step:
-        raise RunError(
-            f"the run starts at step {job.step}, not from {job.checkpoint}: the script ignores "
-            f"--resume_from_checkpoint. {_CALL_TRAIN}"
-        )
-    own = saved_checkpoints(job.folder)
-    if job.step in own:
-        check_checkpoint(own[job.step])
-    if job.step == 0 and any((path / RECORD).exists() for path in own.values()):
-        raise RunError(
-            f"{job.folder} holds a run already (checkpoints at {', '.join(map(str, own))}): resume it with "
-            f"--resume_from_checkpoint {list(own.values())[-1]}, or choose another --output_dir"
-        )
-    if scheduler.steps_done != job.step:
-        raise CheckpointError(
-            f"the checkpoint is at step {job.step} but the schedule at step {scheduler.steps_done}: its "
-            "optimizer or scheduler state is missing. Resume from a checkpoint that has both (saved without "
-            "--save_only_model)"
-        )
-
-
-def _check_folder(scheduler: WSDScheduler, settings: Settings, planned: Lineage | None, job: Job) -> None:
-    """A branch in its trunk's folder, or one whose script ignores the branch's flags, would overwrite the trunk."""
-    begun = job.step in saved_checkpoints(job.folder)
-    if planned is None:
-        if scheduler.intent == "branch" and begun:
-            raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
-        return
-    folder = Path(str(settings.branch))
-    if job.folder.resolve() != folder.resolve():
-        raise RunError(
-            f"the branch belongs into {folder} but the script writes to {job.folder}: it ignores --output_dir"
-        )
-    if job.step != planned.step and not begun:
-        raise RunError(
-            f"the branch starts at step {planned.step} but the script starts at step {job.step}: it ignores "
-            f"--resume_from_checkpoint. {_CALL_TRAIN}"
-        )
-
-
-def _last_step(schedule: Schedule, plan: Plan, job: Job) -> int:
-    """Where the run stops: a trunk whose length nobody gave in steps, at its last fork point."""
-    total, last_step = schedule.total_steps, job.max_steps
-    if total is None and plan.decays and not job.length_given:
-        last_step = plan.trunk_steps
-    if job.step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
-        raise RunError(
-            f"nothing is left to train: the checkpoint is at step {job.step} and the run ends at step "
-            f"{last_step}. Give a larger --{job.length_flag}, or another --output_dir"
-        )
-    if total is not None and total != last_step:
-        raise ScheduleError(
-            f"the schedule has {total} steps but the run has {last_step}: give --{job.length_flag} {total}"
-        )
-    return last_step
 
 
 def _plan(schedule: Schedule, settings: Settings, asked: dict[str, Any], per_step: dict[str, Any], job: Job) -> Plan:

@@ -47,6 +47,7 @@ TRAINER = [
     "randomness",
     "samples",
     "keeper",
+    "refusals",
     "start",
     "trainer_job",
     "trackers",

@@ -1,0 +1,87 @@
+"""What is refused before the first step: a checkpoint, folder or length that is not that of the run asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
+from hf_wsd.errors import CheckpointError, RunError, ScheduleError
+from hf_wsd.job import Job
+from hf_wsd.lineage import RECORD, Lineage
+from hf_wsd.plan import Plan
+from hf_wsd.schedule import Schedule
+from hf_wsd.scheduler import WSDScheduler
+from hf_wsd.settings import Settings
+
+_CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
+
+
+def refuse_checkpoint(scheduler: WSDScheduler, job: Job) -> None:
+    """Refuse a checkpoint that is not whole: Trainer goes on silently with a fresh optimizer and schedule.
+
+    Raises:
+        CheckpointError: files are missing or damaged. RunError: the script ignores its checkpoint, or a run is there.
+    """
+    if job.checkpoint is not None and check_checkpoint(job.checkpoint) != job.step:
+        raise RunError(
+            f"the run starts at step {job.step}, not from {job.checkpoint}: the script ignores "
+            f"--resume_from_checkpoint. {_CALL_TRAIN}"
+        )
+    own = saved_checkpoints(job.folder)
+    if job.step in own:
+        check_checkpoint(own[job.step])
+    if job.step == 0 and any((path / RECORD).exists() for path in own.values()):
+        raise RunError(
+            f"{job.folder} holds a run already (checkpoints at {', '.join(map(str, own))}): resume it with "
+            f"--resume_from_checkpoint {list(own.values())[-1]}, or choose another --output_dir"
+        )
+    if scheduler.steps_done != job.step:
+        raise CheckpointError(
+            f"the checkpoint is at step {job.step} but the schedule at step {scheduler.steps_done}: its "
+            "optimizer or scheduler state is missing. Resume from a checkpoint that has both (saved without "
+            "--save_only_model)"
+        )
+
+
+def refuse_folder(scheduler: WSDScheduler, settings: Settings, planned: Lineage | None, job: Job) -> None:
+    """Refuse a branch in its trunk's folder, or whose script ignores its flags: it would overwrite the trunk.
+
+    Raises:
+        RunError: as said.
+    """
+    begun = job.step in saved_checkpoints(job.folder)
+    if planned is None:
+        if scheduler.intent == "branch" and begun:
+            raise RunError("a branch in its trunk's own folder would mix the two: give it an --output_dir of its own")
+        return
+    folder = Path(str(settings.branch))
+    if job.folder.resolve() != folder.resolve():
+        raise RunError(
+            f"the branch belongs into {folder} but the script writes to {job.folder}: it ignores --output_dir"
+        )
+    if job.step != planned.step and not begun:
+        raise RunError(
+            f"the branch starts at step {planned.step} but the script starts at step {job.step}: it ignores "
+            f"--resume_from_checkpoint. {_CALL_TRAIN}"
+        )
+
+
+def find_last_step(schedule: Schedule, plan: Plan, job: Job) -> int:
+    """Where the run stops: a trunk whose length nobody gave in steps, at its last fork point.
+
+    Raises:
+        RunError: nothing is left to train. ScheduleError: the schedule ends elsewhere than the run.
+    """
+    total, last_step = schedule.total_steps, job.max_steps
+    if total is None and plan.decays and not job.length_given:
+        last_step = plan.trunk_steps
+    if job.step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
+        raise RunError(
+            f"nothing is left to train: the checkpoint is at step {job.step} and the run ends at step "
+            f"{last_step}. Give a larger --{job.length_flag}, or another --output_dir"
+        )
+    if total is not None and total != last_step:
+        raise ScheduleError(
+            f"the schedule has {total} steps but the run has {last_step}: give --{job.length_flag} {total}"
+        )
+    return last_step
