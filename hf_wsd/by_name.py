@@ -15,6 +15,7 @@ from hf_wsd.casts import cast
 from hf_wsd.errors import ScheduleError, SettingsError, WSDError, unknown
 from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, to_steps
 from hf_wsd.lineage import Lineage
+from hf_wsd.sameness import check_names
 from hf_wsd.schedule import Schedule
 from hf_wsd.settings import KWARGS, Settings
 
@@ -42,6 +43,27 @@ def refuse_ignored_settings(settings: Settings, name: str) -> None:
             f"{' or '.join(n for n in NAMES if n != 'wsd')}), or leave the setting (a launcher flag or an HF_WSD_* "
             "variable) out"
         )
+
+
+def allowed_differences(more: Any = ()) -> frozenset[str]:
+    """The differences to the checkpoint's run that are meant, by name (`hf_wsd.sameness.NAMES`).
+
+    A branch of `hf-wsd decay` is started with the trunk's own command: what that allows says nothing about the branch,
+    and its record alone counts.
+
+    Args:
+        more: a name, or names, beside those of the settings.
+
+    Raises:
+        SettingsError: a name that does not exist.
+
+    >>> sorted(allowed_differences("seed data"))
+    ['data', 'seed']
+    """
+    settings = Settings.from_env()
+    if settings.branch:
+        return frozenset(Lineage.read(Path(settings.branch)).sameness.get("allowed", ()))
+    return check_names([*settings.allow, *(cast("allow", more) or ())])
 
 
 def build_schedule(
@@ -130,7 +152,7 @@ def _in_steps(value: Any, known: Mapping[str, int | None]) -> Any:
 
 def _branch_schedule(folder: str, num_training_steps: int | None) -> Schedule:
     schedule = Lineage.read(Path(folder)).schedule
-    if num_training_steps not in (None, schedule.total_steps):
+    if schedule.total_steps is not None and num_training_steps not in (None, schedule.total_steps):
         raise ScheduleError(
             f"the branch in {folder} ends at step {schedule.total_steps} but the script trains to "
             f"{num_training_steps}: does it ignore --max_steps?"

@@ -11,16 +11,20 @@ from transformers.utils import logging
 
 from hf_wsd.asked import check_kwargs
 from hf_wsd.by_name import BUILDERS, refuse_ignored_settings
+from hf_wsd.decision import Decision, Request
 from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
+from hf_wsd.live import Live, Verdict, listen
+from hf_wsd.moved import just_rewound, move_data
 from hf_wsd.randomness import Randomness
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
 from hf_wsd.settings import Settings
+from hf_wsd.signals import spare_workers
 from hf_wsd.start import Start, start_run
 from hf_wsd.trackers import name_run
-from hf_wsd.trainer_job import refuse_other_scheduler, refuse_trainer_arguments, trainer_job
+from hf_wsd.trainer_job import reach_decided_end, refuse_other_scheduler, refuse_trainer_arguments, trainer_job
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +43,7 @@ class WSDCallback(TrainerCallback):
     """
 
     trainers: ClassVar[int] = 0  # made in this process; a script without any steps its scheduler in its own way
+    folder: ClassVar[Path | None] = None  # --output_dir of the newest of them
 
     def __init__(self) -> None:
         WSDCallback.trainers += 1
@@ -49,16 +54,39 @@ class WSDCallback(TrainerCallback):
         self._lr = 0.0
         self._losses: dict[str, float] = {}
         self._skipped_updates = 0
+        self._live: Live
+        self._ends: str | None = None
+        self.goes_on = False  # the script goes back to the fork point after a decay on demand
 
     @property
     def record(self) -> Lineage | None:
         """What the records of all checkpoints of the run share; None where the run is not ours."""
         return self._start.record if self._scheduler is not None else None
 
+    @property
+    def decision(self) -> Decision | None:
+        """The decay that the running job was asked for, if it was."""
+        return self._start.decision if self._scheduler is not None else None
+
+    def decay_now(self, **decay: Any) -> None:
+        """Ask for the decay of the running job: it starts after the update that is being made, on all processes.
+
+        Args:
+            decay: fields of `hf_wsd.decision.Request`, such as `num_decay_steps=500` or `then="continue"`.
+
+        Raises:
+            RunError: no run of ours is training.
+        """
+        if self._scheduler is None:
+            raise RunError("no run with a wsd schedule is training: there is nothing to decay")
+        self._live.ask(Request(**{"by": "the script"} | decay))
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse `lr_scheduler_kwargs` that transformers could not hand to our schedules."""
         if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in BUILDERS:
             check_kwargs(args.lr_scheduler_kwargs)
+            WSDCallback.folder = Path(args.output_dir)
+            reach_decided_end(args)
 
     def on_train_begin(
         self,
@@ -83,14 +111,16 @@ class WSDCallback(TrainerCallback):
             raise SettingsError("calls_per_update is for scripts without a Trainer: leave it out")
         dataset = getattr(train_dataloader, "dataset", None)
         refuse_trainer_arguments(scheduler.schedule, args, state)
-        self._start = start_run(scheduler, settings, trainer_job(args, state), model=model, dataset=dataset)
+        job = trainer_job(args, state)
+        self._start = start_run(scheduler, settings, job, model=model, dataset=dataset)
         scheduler.keeper, self._scheduler = self, scheduler
         self._keeper = Keeper(Path(args.output_dir), self._start.record, self._start.kinds)
         self._skipped_updates = self._start.record.skipped_updates
         name_run(args, self._start.record)
         state.max_steps = self._start.last_step
         state.compute_steps(args, state.max_steps)  # a resume would keep the checkpoint's intervals
-        if scheduler.intent == "branch":  # the trunk's best model says nothing about the branch, and could displace it
+        move_data(train_dataloader, self._start.record.moved_data, args, step=state.global_step)
+        if scheduler.intent == "branch" or just_rewound(self._start.record):  # the trunk's best model says nothing about the branch, and could displace it
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             state.log_history = []
         self._losses = {}
@@ -98,6 +128,9 @@ class WSDCallback(TrainerCallback):
             self._keeper.begin(state.global_step, tokens=self._tokens(state))
             logger.warning(self._start.announcement)
         self._randomness = Randomness.now() if args.eval_on_start else None
+        self._live = listen(job, self._start, settings, main=state.is_world_process_zero, goes_on=self.goes_on)
+        self._ends = None
+        spare_workers(train_dataloader)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,6 +141,8 @@ class WSDCallback(TrainerCallback):
             if total is not None and state.global_step >= total:
                 raise RunError(f"update {state.global_step} is past the end of the schedule ({total} steps)")
             self._lr = self._scheduler.get_last_lr()[0]
+            if self._ends:  # the save before it did not come about
+                self._live.end_job(self._ends, step=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for the saves and evaluations that the schedule and the budgets need."""
@@ -123,7 +158,23 @@ class WSDCallback(TrainerCallback):
         control.should_save |= kept
         control.should_evaluate |= (kept or ends_a_budget) and args.eval_strategy != "no"
         self._losses = {}
+        self._obey(self._live.after_update(step), args, state, control)
         self._randomness = Randomness.now()  # at every step: a later callback may ask for an evaluation too
+
+    def _obey(self, verdict: Verdict, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Do what all processes have agreed on."""
+        self._ends = verdict.ends
+        if (decision := verdict.decision) is not None:
+            self._start = self._start.follow(decision)
+            self._keeper.follow(self._start.record, self._start.kinds)
+            control.should_evaluate |= args.eval_strategy != "no"
+            control.should_training_stop |= decision.then == "continue"
+            if self._scheduler is not None and decision.then == "stop":
+                self._scheduler.decide(decision.schedule, decision.fork)
+                state.max_steps = decision.end
+            if decision.stops_first:
+                self._ends = f"its planned end is before step {decision.end}, where the decay ends"
+        control.should_save |= decision is not None or self._ends is not None
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,6 +197,7 @@ class WSDCallback(TrainerCallback):
         if self._randomness is not None:
             self._randomness.restore()
         self._losses |= losses_of(metrics or {})
+        self._live.evaluated()
 
     def on_log(
         self,
@@ -180,6 +232,16 @@ class WSDCallback(TrainerCallback):
                 losses=self._losses,
                 skipped_updates=self._skipped_updates,
             )
+        self._live.saved()
+        if self._ends:
+            self._live.end_job(self._ends, step=state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop listening for signals and wishes."""
+        if self._scheduler is not None:
+            self._live.close()
 
     def _tokens(self, state: TrainerState) -> int | None:
         """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""

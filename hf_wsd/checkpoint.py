@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +84,10 @@ def step_in_name(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, list[str]]:
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes `check_checkpoint`, or None, and what is wrong with each newer one.
 
-    Args:
-        run: the run's folder.
-        needs: a file that must be there too: a run killed between its last save and the record makes both again.
+    The decayed model with which its run ends needs no optimizer state: nothing is left to train.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as run:
@@ -101,9 +99,7 @@ def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, l
     damage = []
     for path in reversed(saved_checkpoints(run).values()):
         try:
-            check_checkpoint(path)
-            if needs and not (path / needs).exists():
-                raise CheckpointError(f"{path} has no {needs}")
+            check_checkpoint(path, to_resume=not _ends_its_run(path))
         except CheckpointError as error:
             damage.append(str(error))
             continue
@@ -111,8 +107,12 @@ def newest_whole(run: Path, *, needs: str | None = None) -> tuple[Path | None, l
     return None, damage
 
 
-def check_checkpoint(path: Path) -> int:
+def check_checkpoint(path: Path, *, to_resume: bool = True) -> int:
     """The step of a checkpoint that has all that an exact resume needs, each file structurally whole.
+
+    Args:
+        path: the checkpoint.
+        to_resume: else the states of optimizer and scheduler may be missing, but what is there must be whole.
 
     Raises:
         CheckpointError: it is not there, or a file is missing or damaged; the message names all of them.
@@ -124,7 +124,7 @@ def check_checkpoint(path: Path) -> int:
     """
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}")
-    problems = list(_problems(path))
+    problems = list(_problems(path, may_lack=() if to_resume else ("optimizer state", "scheduler state")))
     if problems:
         raise CheckpointError(
             f"{path} cannot be resumed exactly: {'; '.join(problems)}. Use another checkpoint, and save without "
@@ -134,11 +134,53 @@ def check_checkpoint(path: Path) -> int:
     return int(json.loads((path / layout.state).read_text())[layout.step])
 
 
+def cut_short(path: Path) -> list[str]:
+    """What shows that the save of a checkpoint did not come to its end; empty too where state was left out on purpose.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as checkpoint:
+    ...     cut_short(Path(checkpoint))[0]
+    'no trainer_state.json'
+    """
+    return list(_problems(path, may_lack=("optimizer state", "scheduler state", "RNG state")))
+
+
 def _layout(path: Path) -> _Layout:
     return _SAVE_STATE if any(path.glob("random_states_*.pkl")) else _TRAINER
 
 
-def _problems(path: Path) -> Iterator[str]:
+def optimizer_files(path: Path) -> list[Path]:
+    """Files and folders of a checkpoint that hold optimizer state alone; of DeepSpeed's none: weights are in them too.
+
+    >>> optimizer_files(Path("RUN/checkpoint-80"))
+    []
+    """
+    return sorted(file for name in ("optimizer.pt", "optimizer.bin", "optimizer_*") for file in path.glob(name))
+
+
+def weights_alone(path: Path) -> bool:
+    """Whether a checkpoint has a model's weights, and no optimizer state with which it could be trained further.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as checkpoint:
+    ...     (Path(checkpoint) / "model.safetensors").touch()
+    ...     weights_alone(Path(checkpoint))
+    True
+    """
+    weights, deepspeed = any(file for name in _WEIGHTS[:-1] for file in path.glob(name)), any(path.glob(_WEIGHTS[-1]))
+    return weights and not deepspeed and not optimizer_files(path)
+
+
+def _ends_its_run(path: Path) -> bool:
+    """Whether a checkpoint is the decayed model with which its run ends, as its record says."""
+    try:
+        record = json.loads((path / "wsd.json").read_text())
+        return bool(record["kind"] == "post-decay" and record["step"] == record["last_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _problems(path: Path, *, may_lack: Sequence[str] = ()) -> Iterator[str]:
     layout = _layout(path)
     try:
         step = json.loads((path / layout.state).read_text())[layout.step]
@@ -159,7 +201,7 @@ def _problems(path: Path) -> Iterator[str]:
     rng_states = (*filter(None, [layout.rng_state_alone]), *(match[0] for match in of_ranks))
     for what, names in {**layout.files, "RNG state": rng_states}.items():
         files = sorted(file for name in names for file in path.glob(name))
-        if not files:
+        if not files and what not in may_lack:
             yield f"no {what} ({' or '.join(names)})"
         for file in files:
             if file.is_file() and not _whole(file):

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hf_wsd.errors import WSDError
+from hf_wsd.doctor import doctor
+from hf_wsd.errors import SettingsError, WSDError
 from hf_wsd.planning import plan
+from hf_wsd.pruning import prune
 from hf_wsd.shapes import shape_names
 
 app = typer.Typer(
@@ -49,12 +51,26 @@ def decay(
     launcher: LauncherWords = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Ask the job that is training in RUN to decay now.")] = False,
+    then: Annotated[str, typer.Option(help="After --now: stop, or continue the trunk (recipes/pretrain.py).")] = "stop",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="With --now: past the run's planned end if need be.")
+    ] = False,
+    wait: Annotated[float, typer.Option(help="With --now: seconds for the job to answer.")] = 120,
     as_json: AsJson = False,
 ) -> None:
     """Train decay branches off RUN's checkpoints: each a finished model. Repeating the command resumes it.
 
     What is not given is as the trunk was started: its budgets, decay fraction and shape.
     """
+    if now:
+        if budgets or at or name or launcher or dry_run:
+            raise SettingsError(
+                "--now asks a running job for its decay: no --budgets, --at, --name, --launcher, --dry-run"
+            )
+        asked: dict[str, Any] = {"decay_fraction": decay_fraction, "num_decay_steps": decay_steps, "then": then}
+        asked |= {"decay_type": decay_type, "decay_params": decay_params, "min_lr_ratio": min_lr_ratio}
+        return _decay_now(run, as_json=as_json, wait=wait, extend=extend, **asked)
     from hf_wsd.casts import cast
     from hf_wsd.family import read_run
     from hf_wsd.forking import fork_all, plan_decays
@@ -85,6 +101,21 @@ def decay(
     talk.print(f"next: hf-wsd report {run}")
 
 
+def _decay_now(run: Path, *, as_json: bool, wait: float, **wish: Any) -> None:
+    """Ask the running job, and print what it says."""
+    from hf_wsd.asking import ask_now
+    from hf_wsd.casts import cast
+    from hf_wsd.decision import Request
+
+    read = {
+        key: cast(key, value) if key in ("num_decay_steps", "decay_params") else value for key, value in wish.items()
+    }
+    said = ask_now(run, Request(by="hf-wsd decay", **read), wait=wait)
+    if as_json:
+        return _print_json({"run": str(run), "said": said})
+    talk.print(f"{run}: {said}")
+
+
 def _tell(branch: Any, event: str) -> bool:
     """Say what happened to a branch; True if it failed."""
     from hf_wsd.checkpoint import step_in_name
@@ -101,6 +132,8 @@ def _tell(branch: Any, event: str) -> bool:
 
 app.command("fork", hidden=True)(decay)
 app.command()(plan)
+app.command()(prune)
+app.command()(doctor)
 
 
 _ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -118,12 +151,12 @@ def tree(run: RunFolder, as_json: AsJson = False) -> None:
     """Show RUN and its branches: checkpoints kept and why, losses, what is running."""
     from hf_wsd.family import read_run
     from hf_wsd.report import make_report
-    from hf_wsd.tree import render_tree, stock_resume
+    from hf_wsd.tree import disk_dict, render_tree, stock_resume
 
     family = read_run(run)
     stock = stock_resume(family)
     if as_json:
-        return _print_json(make_report(family).to_dict() | {"without_hf_wsd": stock})
+        return _print_json(make_report(family).to_dict() | disk_dict(family) | {"without_hf_wsd": stock})
     out.print(render_tree(family))
     if stock:
         talk.print(
@@ -166,7 +199,7 @@ def _print_json(value: Any) -> None:
 
 
 def spread(argv: Sequence[str]) -> list[str]:
-    """`--budgets 1B 2B` as `--budgets 1B --budgets 2B`, the form that typer reads.
+    """`--budgets 1B 2B` as `--budgets 1B --budgets 2B`, the form that typer reads; what follows `--` is another's.
 
     >>> spread(["decay", "--budgets", "1B", "2B", "RUN"])
     ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
@@ -174,12 +207,14 @@ def spread(argv: Sequence[str]) -> list[str]:
     from hf_wsd.lengths import is_length
 
     spread_out: list[str] = []
-    for word in argv:
+    ours = argv.index("--") if "--" in argv else len(argv)
+    for word in argv[:ours]:
         before = spread_out[-2:-1]
-        if (before in (["--budgets"], ["--at"]) and is_length(word)) or (before == ["--decay-params"] and "=" in word):
+        lengths = before in (["--budgets"], ["--at"], ["--steps"])
+        if (lengths and is_length(word)) or (before == ["--decay-params"] and "=" in word):
             spread_out += before
         spread_out.append(word)
-    return spread_out
+    return [*spread_out, *argv[ours:]]
 
 
 def main() -> None:

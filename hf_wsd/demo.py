@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_wsd.errors import RecordError, RunError
 from hf_wsd.family import read_run
-from hf_wsd.running import locked
+from hf_wsd.lock import locked
 
 BUDGETS = ("0.4M", "0.8M", "1.6M", "3.2M")
 

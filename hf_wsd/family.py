@@ -48,7 +48,14 @@ class Run:
     @property
     def identity(self) -> Lineage:
         """The record that says what the run is, also of a branch that has saved nothing yet."""
-        return self.planned or self.latest
+        if self.planned and not (self.rewound and self.records):
+            return self.planned
+        return self.latest
+
+    @property
+    def rewound(self) -> bool:
+        """Whether the run is another's trunk, rewound past some batches: the trunk of a family of its own."""
+        return self.planned is not None and self.planned.intent == "rewind"
 
     @property
     def steps_done(self) -> int:
@@ -97,11 +104,12 @@ class Run:
                 losses |= losses_of(row)
         return losses or (self.records[step].losses if step in self.records else {})
 
-    def walk(self) -> Iterator[Run]:
-        """This run, then its branches and theirs."""
+    def walk(self, *, rewound: bool = True) -> Iterator[Run]:
+        """This run, then its branches and theirs; those that were rewound are families of their own."""
         yield self
         for branch in self.branches:
-            yield from branch.walk()
+            if rewound or not branch.rewound:
+                yield from branch.walk(rewound=rewound)
 
 
 def read_run(path: Path | str) -> Run:

@@ -7,13 +7,16 @@ schedule is in the record that waits in its folder, which HF_WSD_BRANCH names. N
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from hf_wsd.checkpoint import check_checkpoint, newest_whole, step_in_name
+from hf_wsd.command import scrub_arguments
 from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import show_tokens
@@ -22,6 +25,8 @@ from hf_wsd.plan import Decay, Plan, branch_name
 from hf_wsd.segment import Phase
 from hf_wsd.shape_lookup import find_shape
 
+_OWN_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "max_steps", "max_train_steps", "num_train_epochs")
+_LONGEST_NAME = 120
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
 
@@ -67,6 +72,8 @@ def fork(
     decay_params: Mapping[str, float] | None = None,
     final: float | None = None,
     name: str | None = None,
+    arguments: Sequence[str] = (),
+    optimizer: Mapping[str, float] | None = None,
 ) -> Branch:
     """The branch of a run for one decay; nothing is written.
 
@@ -76,13 +83,16 @@ def fork(
         decay_type: a key of `SHAPES`, or `pkg.module:function`.
         decay_params: parameters of the shape.
         final: multiplier at the end of the decay, in [0, 1]; None is the shape's own end, else 0.
-        name: the branch's folder name; "<fork>-<shape>-<decay steps>" if None.
+        name: the branch's folder name; "<fork>-<shape>-<decay steps>", and what else it changes, if None.
+        arguments: further arguments of its script.
+        optimizer: settings of the optimizer in the decay.
 
     Raises:
         ForkError: the fork point is in the warm-up or a decay, past the end, or has no checkpoint.
         CheckpointError: its checkpoint lacks something that an exact branch needs.
-        RunError: another branch has that name already.
+        RunError: another branch has that name already, or the arguments are the branch's own business.
     """
+    _refuse_arguments(arguments)
     run = run if isinstance(run, Run) else read_run(run)
     latest = run.latest
     schedule = latest.schedule.fork(
@@ -93,7 +103,8 @@ def fork(
     parent = run.checkpoints[decay.fork]
     check_checkpoint(parent)
     record = run.records.get(decay.fork) or Lineage.read(parent)  # refuses a checkpoint without a record
-    folder = run.path / BRANCHES / (name or branch_name(decay, decay_type, decay_params))
+    name = name or _branch_name(branch_name(decay, decay_type, decay_params), arguments, optimizer or {})
+    folder = run.path / BRANCHES / name
     planned = replace(
         record,
         kind="planned",
@@ -103,8 +114,11 @@ def fork(
         parent=Parent(checkpoint=os.path.relpath(parent, folder), step=decay.fork),
         requested=str(decay.requested) if decay.requested else None,
         losses={},
+        decay_data={},
+        arguments=tuple(arguments),
+        optimizer=dict(optimizer or {}),
     )
-    return _continue(Branch(folder=folder, record=planned, checkpoint=parent))
+    return continued(Branch(folder=folder, record=planned, checkpoint=parent))
 
 
 def fork_all(
@@ -115,12 +129,26 @@ def fork_all(
     decay_params: Mapping[str, float] | None = None,
     min_lr_ratio: float | None = None,
     name: str | None = None,
+    arguments: Sequence[str] = (),
+    optimizer: Mapping[str, float] | None = None,
+    control: bool = False,
 ) -> list[Branch]:
-    """The branches of a plan; shape and minimum are those of the trunk (or of the line's own decays) by default.
+    """The branches of a plan; shape, minimum and optimizer are those the trunk (or the line) was started with.
+
+    Args:
+        run, decay_type, decay_params, name, arguments, optimizer: as in `fork`.
+        plan: fork points and ends.
+        min_lr_ratio: lr at the end of a decay / peak lr.
+        control: with each branch the one without its arguments and settings of the optimizer, to compare it with.
 
     Raises:
-        RunError: one name for several branches. WSDError: as in `fork`.
+        RunError: one name for several branches, or a control of nothing. WSDError: as in `fork`.
     """
+    if control and not (arguments or optimizer):
+        raise RunError(
+            "--control trains the same decay without what is changed in it, but nothing is: give --optimizer, or "
+            "arguments of the script after --, such as -- --decay_dataset code.jsonl"
+        )
     if name is not None and len(plan.decays) > 1:
         raise RunError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
     settings, schedule = run.latest.settings, run.latest.schedule
@@ -131,24 +159,57 @@ def fork_all(
     if min_lr_ratio is None and find_shape(decay_type).own_end is None:
         min_lr_ratio = settings.get("min_lr_ratio", own.end if own else None)
     shape: dict[str, Any] = {"decay_type": decay_type, "decay_params": decay_params, "final": min_lr_ratio}
-    branches = (fork(run, decay, **shape, name=name) for decay in plan.decays)
+    own_optimizer = settings.get("decay_optimizer")
+    kinds: list[dict[str, Any]] = [
+        {"name": name, "arguments": arguments, "optimizer": optimizer or own_optimizer},
+    ]
+    if control:
+        kinds.append({"name": name and f"{name}-control", "optimizer": own_optimizer})
+    branches = (fork(run, decay, **shape, **kind) for decay in plan.decays for kind in kinds)
     return list({branch.folder: branch for branch in branches}.values())  # 2M and its number of steps are one branch
 
 
-def _continue(branch: Branch) -> Branch:
+def _refuse_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that the branch itself sets, and secrets, which a record must not keep."""
+    for word in arguments:
+        flag = word.partition("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("-") and flag in _OWN_ARGUMENTS:
+            raise RunError(f"{word} after --: a branch has its own. Its length is --budgets or --at, its folder --name")
+    if tuple(arguments) != scrub_arguments(arguments):
+        raise RunError("a secret after -- would be written into the branch's record: put it into the environment")
+    if arguments and not arguments[0].startswith("-"):
+        raise RunError(
+            f"{arguments[0]}: no flag. Arguments of the script follow --, as in -- --decay_dataset code.jsonl"
+        )
+
+
+def _branch_name(name: str, arguments: Sequence[str], optimizer: Mapping[str, float]) -> str:
+    """The name with what the branch changes: values without their flags, files without their folders."""
+    words = [os.path.basename(word) for word in arguments if not word.startswith("--")] or list(arguments)
+    words += [show_numbers(optimizer)] if optimizer else []
+    return "-".join([name, *(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.") for word in words)])[:_LONGEST_NAME]
+
+
+def continued(branch: Branch) -> Branch:
     """The branch where its folder has left it: new, begun or finished."""
     if not (branch.folder / RECORD).exists():
         return branch
     begun = Lineage.read(branch.folder)
-    if begun.schedule != branch.record.schedule:
-        raise RunError(
-            f"{branch.folder} is another branch already ({begun.schedule}; asked: {branch.record.schedule}): give this "
-            "one a --name of its own"
-        )
+    for was, asked in zip(_identity(begun), _identity(branch.record), strict=True):
+        if was != asked:
+            raise RunError(
+                f"{branch.folder} is another branch already ({was or 'nothing changed'}; asked: "
+                f"{asked or 'nothing changed'}): give this one a --name of its own"
+            )
     newest, damage = newest_whole(branch.folder, needs=RECORD)
     finished = newest is not None and step_in_name(newest) == branch.end
     checkpoint = newest or branch.checkpoint
     return replace(branch, record=begun, checkpoint=checkpoint, finished=finished, damage=tuple(damage))
+
+
+def _identity(record: Lineage) -> tuple[object, ...]:
+    """What a branch is, beside its place."""
+    return record.schedule, shlex.join(record.arguments), show_numbers(record.optimizer)
 
 
 def _no_checkpoint(run: Run, decay: Decay) -> str:

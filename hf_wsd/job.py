@@ -21,9 +21,10 @@ class Job:
         checkpoint: the checkpoint that the user named, if it is there.
         prefix: of the names of its checkpoints.
         kwargs: `lr_scheduler_kwargs` as the script parsed them.
-        setup: batch, accumulation, processes, seed, precision and threads: what must match for equal bits.
+        setup: batch, accumulation, processes, seed, precision, device, ...: what must match for equal bits.
         samples_per_step: of one update over all processes; None where nobody knows.
         name: what trackers call the run; None is the folder's name.
+        order_known: whether a resumed run has the samples in the order of a straight one.
 
     >>> Job(folder=Path("RUN"), step=0, max_steps=100).own_checkpoint
     PosixPath('RUN/checkpoint-0')
@@ -40,6 +41,7 @@ class Job:
     setup: Mapping[str, Any] = field(default_factory=dict)
     samples_per_step: int | None = None
     name: str | None = None
+    order_known: bool = True
 
     @property
     def own_checkpoint(self) -> Path:

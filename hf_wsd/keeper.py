@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from transformers.utils import logging
 
 from hf_wsd.checkpoint import FORK_POINTS, step_in_name
+from hf_wsd.extending import set_former_end_aside
 from hf_wsd.history import append_history, cut_history
 from hf_wsd.lineage import RECORD, Lineage
+from hf_wsd.lock import take_lock
 
 logger = logging.get_logger(__name__)
 
@@ -40,8 +44,13 @@ class Keeper:
         self.kinds = kinds
         self._prefix = prefix
         self._owed: dict[Path, Callable[[], None]] = {}
+        self._unlock: Callable[[], object] | None = None
         for torn in (run / FORK_POINTS).glob(f".{prefix}*"):  # copies that a crash has cut short
             shutil.rmtree(torn, ignore_errors=True)
+
+    def follow(self, base: Lineage, kinds: Mapping[int, str]) -> None:
+        """From now on the run is another one: it was asked for its decay."""
+        self.base, self.kinds = base, kinds
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
@@ -50,6 +59,10 @@ class Keeper:
     def begin(self, step: int, *, tokens: int | None) -> None:
         """Make the folder, cut what a resumed run logs again, and mend a checkpoint whose save was cut short."""
         self.run.mkdir(parents=True, exist_ok=True)
+        with suppress(ImportError, OSError):  # `hf-wsd decay`, which has started this process, may hold it
+            self._unlock = finalize(self, os.close, take_lock(self.run))
+        if aside := set_former_end_aside(self.run, self.base.schedule, step=step):
+            logger.warning(f"hf_wsd: what was trained past step {step} on another schedule is a branch now: {aside}")
         cut_history(self.run, after=step)
         checkpoint = self.checkpoint(step)
         linked = step not in self.kinds or (self.run / FORK_POINTS / checkpoint.name).is_dir()
@@ -94,6 +107,8 @@ class Keeper:
                     f"hf_wsd: the record or the kept copy of {checkpoint.name} could not be written ({error}); "
                     "training goes on and the next save tries again"
                 )
+        if step == self.base.last_step and self._unlock is not None:
+            self._unlock()
 
     def rotate(self, limit: int) -> None:
         """Delete the run's oldest checkpoints beyond `limit`, but for those whose kept copy is not made yet."""

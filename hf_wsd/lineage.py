@@ -14,6 +14,7 @@ Tables and pictures are read from these files; nothing is kept twice.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,11 +83,12 @@ class Lineage:
 
     Args:
         step: updates done.
-        kind: "pre-decay", "post-decay", "fork" (named in advance by a budget), "end", "periodic", or "planned" (the
-            record in the root of a branch, written before the branch runs).
+        kind: "pre-decay", "post-decay", "fork" (named in advance by a budget), "kept" (by keep_every), "end",
+            "periodic", or "planned" (the record in the root of a branch, written before the branch runs).
         schedule: the schedule of the run.
         last_step: where the run stops.
-        intent: how the run began: "start", "continue", "branch" or "extend".
+        intent: how the run began: "start", "continue", "branch", "extend", "rewind" (past batches that were skipped) or
+            "adopt" (from a checkpoint of another scheduler).
         parent: the checkpoint that a branch left; None on a trunk.
         group: what trackers call the family: the trunk's run name, or the name of its folder.
         requested: the budget asked for, as the user wrote it.
@@ -99,6 +101,7 @@ class Lineage:
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
         data: fingerprint of the training data, or "unknown".
         sameness: how much of the checkpoint's run is the same: `level`, `changes` by name, `allowed`.
+        decay_data: what the decay reads instead of the trunk's data: part and fingerprint by source.
         arguments: further arguments of a branch's script, such as its own data.
         optimizer: settings of the optimizer from the decay's first step on.
         moved_data: spans of updates whose samples were moved to the end of their epoch.
@@ -135,6 +138,7 @@ class Lineage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str = "unknown"
     sameness: Mapping[str, Any] = field(default_factory=dict)
+    decay_data: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     optimizer: Mapping[str, float] = field(default_factory=dict)
     moved_data: tuple[tuple[int, int], ...] = ()
@@ -162,6 +166,23 @@ class Lineage:
             return None
         before = self.step * self.tokens_per_step if self.tokens is None else self.tokens
         return before + (step - self.step) * self.tokens_per_step
+
+    @property
+    def changed(self) -> str:
+        """In what this decay differs from one that only lowers the lr, for tables: its data and its optimizer.
+
+        >>> from hf_wsd.builders import wsd
+        >>> data = {"code.jsonl": {"part": 0.7, "data": "812-1f"}, "trunk": {"part": 0.3, "data": "99-2e"}}
+        >>> Lineage(step=80, kind="fork", schedule=wsd(100), decay_data=data, optimizer={"beta2": 0.99}).changed
+        'code.jsonl 70 %, trunk 30 %, beta2=0.99'
+        """
+        sources = [f"{os.path.basename(name)} {100 * told['part']:g} %" for name, told in self.decay_data.items()]
+        words, named = [], False
+        for word in self.arguments:
+            named = word == "--decay_dataset" if word.startswith("--") else named
+            words += [] if named and sources else [os.path.basename(word) if os.path.isabs(word) else word]
+        optimizer = [f"{name}={value:g}" for name, value in self.optimizer.items()]
+        return ", ".join([*sources, *filter(None, [" ".join(words)]), *optimizer])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` gives back an equal record.

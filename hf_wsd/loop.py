@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
+from hf_wsd.decision import Request
 from hf_wsd.history import losses_of
 from hf_wsd.job import Job
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
+from hf_wsd.live import Verdict, listen
+from hf_wsd.machine import machine_setup
+from hf_wsd.moved import refuse_moved_data
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
+from hf_wsd.signals import spare_workers
 from hf_wsd.start import Start, start_run
 
 logger = logging.get_logger(__name__)
@@ -68,13 +73,18 @@ class WSDLoop:
         self._accelerator = accelerator
         self._scheduler = scheduler
         self._start: Start = start_run(scheduler, Settings.from_env(), job, model=model, dataset=dataset)
+        refuse_moved_data(self.record)
         self._keeper = Keeper(job.folder, self.record, self._start.kinds, prefix=job.prefix)
         self._skipped_updates = self.record.skipped_updates
         scheduler.keeper = self
+        self._live = listen(job, self._start, Settings.from_env(), main=accelerator.is_main_process)
+        self._ends: str | None = None
         if accelerator.is_main_process:
             self._keeper.begin(self.step, tokens=self.tokens)
             logger.warning(self._start.announcement)
         accelerator.wait_for_everyone()
+        for loader in accelerator._dataloaders:
+            spare_workers(loader)
 
     @property
     def record(self) -> Lineage:
@@ -103,20 +113,43 @@ class WSDLoop:
 
     @property
     def keeps(self) -> bool:
-        """Whether the checkpoint of this step is a fork point, the end of a decay or of the run."""
-        return self.step in self._start.kinds
+        """Whether the checkpoint of this step is a fork point, the end of a decay, of the run or of the job."""
+        return self.step in self._start.kinds or self._ends is not None
 
     @property
     def evaluates(self) -> bool:
         """Whether a loss on evaluation data is wanted at this step: with what is kept, and to compare budgets with."""
-        return self.keeps or self.step in self._start.budget_ends
+        return self.step in self._start.kinds or self.step in self._start.budget_ends
 
     def update(self) -> None:
         """One update is done, or was skipped for an fp16 overflow: the schedule goes on by one step."""
         self._skipped_updates += self._accelerator.optimizer_step_was_skipped
         for _ in range(self._scheduler.calls_per_update):  # of a prepared one it takes several
             self._scheduler.step()
+        self.updated()
+
+    def updated(self) -> None:
+        """The schedule has gone on by one step: ask, with all other processes, what is wanted from outside."""
         self._losses = {}
+        self._obey(self._live.after_update(self.step))
+
+    def decay_now(self, **decay: Any) -> None:
+        """Ask for the decay: it starts after the next `update`, on all processes.
+
+        Args:
+            decay: fields of `hf_wsd.decision.Request`, such as `num_decay_steps=500`.
+        """
+        self._live.ask(Request(**{"by": "the script"} | decay))
+
+    def _obey(self, verdict: Verdict) -> None:
+        """Do what all processes have agreed on."""
+        self._ends = verdict.ends
+        if (decision := verdict.decision) is not None:
+            self._start = self._start.follow(decision)
+            self._keeper.follow(self.record, self._start.kinds)
+            self._scheduler.decide(decision.schedule, decision.fork)
+            if decision.stops_first:
+                self._ends = f"its planned end is before step {decision.end}, where the decay ends"
 
     def log(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a row of the history; returns it with tokens and phase (0 warm-up, 1 stable, 2 decay), for trackers.
@@ -131,9 +164,12 @@ class WSDLoop:
             self._keeper.log({"step": self.step} | row | {"phase": phase.value})
         return row | {"phase": phase.number}
 
-    def evaluation(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
         """A block that evaluates: every random generator is put back after it, so that training does not change."""
-        return unchanged_randomness()
+        with unchanged_randomness():
+            yield
+        self._live.evaluated()
 
     def save(self) -> Path:
         """Save the state of everything, its record beside it, and keep it for good if it is one to keep."""
@@ -156,6 +192,11 @@ class WSDLoop:
             if self._save_total_limit is not None:
                 self._keeper.rotate(self._save_total_limit)
         self._accelerator.wait_for_everyone()
+        self._live.saved()
+        if self.step >= self.last_step:
+            self._live.close()
+        if self._ends is not None:
+            self._live.end_job(self._ends, step=self.step)
 
     def record_state(self, location: Path) -> None:
         """Write the record of a state that a script has saved by itself."""
@@ -208,8 +249,7 @@ def accelerator_job(
         "world_size": accelerator.num_processes,
         "seed": seed,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-        "threads": torch.get_num_threads(),
-    }
+    } | machine_setup(accelerator.device)
     return Job(
         folder=Path(folder),
         step=step,

@@ -38,7 +38,7 @@ def plot_lr(ax: Axes, run: Run) -> Axes:
     per_step = run.tokens_per_step or 1
     peaks = set(run.identity.peak_lrs)
     peak = peaks.pop() if len(peaks) == 1 else None
-    for member in run.walk():
+    for member in run.walk(rewound=False):
         schedule = member.identity.schedule
         for phase, steps in _stretches(member):
             ax.plot(
@@ -77,7 +77,7 @@ def plot_losses(ax: Axes, run: Run) -> Axes:
     per_step, trunk, ends = run.tokens_per_step or 1, curve(run, "eval_loss"), list[End]()
     _line(ax, curve(run, "loss"), per_step, color=TRAINING, linewidth=1.0, gid="training")
     _line(ax, trunk, per_step, color=TRUNK, gid="trunk")
-    for member in run.walk():
+    for member in run.walk(rewound=False):
         own = curve(member, "eval_loss")
         for fork, end in member.decays():
             points = {step: trunk[step] for step in (fork,) if step in trunk}
@@ -150,8 +150,8 @@ def _label(ax: Axes, group: list[End], per_step: int, trunk: dict[int, float]) -
 
 def _cut_steep_start(ax: Axes, run: Run, *, lines: int) -> None:
     """Limits from the first fork point on, with room for labels: a trunk's first losses would flatten all else."""
-    first = min((fork for member in run.walk() for fork, _ in member.decays()), default=0)
-    shown = [loss for member in run.walk() for step, loss in curve(member, "eval_loss").items() if step >= first]
+    first = min((fork for member in run.walk(rewound=False) for fork, _ in member.decays()), default=0)
+    shown = [loss for member in run.walk(rewound=False) for step, loss in curve(member, "eval_loss").items() if step >= first]
     if len(set(shown)) > 1:
         height = max(shown) - min(shown)
         ax.set_ylim(min(shown) - (0.12 + 0.08 * max(2, lines)) * height, max(shown) + 0.1 * height)
@@ -162,7 +162,7 @@ def _scale_x(ax: Axes, run: Run) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     per_step = run.tokens_per_step
-    decays = [decay for member in run.walk() for decay in member.decays()]
+    decays = [decay for member in run.walk(rewound=False) for decay in member.decays()]
     first = min((fork for fork, _ in decays), default=0) * (per_step or 1)
     last = max([1, run.steps_done, *(end for _, end in decays)]) * (per_step or 1)
     log = 0 < first * WIDE_RANGE <= last

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
-from hf_wsd.errors import CheckpointError, RunError, ScheduleError
+from hf_wsd.errors import CheckpointError, ResumeError, RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.plan import Plan
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
+from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings
 
 _CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
@@ -64,6 +68,60 @@ def refuse_folder(scheduler: WSDScheduler, settings: Settings, planned: Lineage 
             f"the branch starts at step {planned.step} but the script starts at step {job.step}: it ignores "
             f"--resume_from_checkpoint. {_CALL_TRAIN}"
         )
+
+
+def refuse_intent(scheduler: WSDScheduler, intent: str, settings: Settings, job: Job) -> None:
+    """Refuse a run that is not what `expect` says. What goes on with a branch is one too.
+
+    Args:
+        scheduler: its `intent` is what this job does with its checkpoint.
+        intent: how the run began.
+        settings: a branch of `hf-wsd decay` has its trunk's `expect`, which is not meant for it.
+        job: what the script asked for.
+
+    Raises:
+        RunError: as said.
+    """
+    began_so = intent in ("branch", "extend") and settings.expect == intent
+    if settings.branch or settings.expect in (None, scheduler.intent) or began_so:
+        return
+    from_checkpoint = f"the schedule asked for is that of the checkpoint at step {job.step}"
+    why = {
+        "start": "no checkpoint was loaded",
+        "continue": from_checkpoint,
+        "branch": f"{from_checkpoint} up to there, then a decay of its own",
+        "extend": f"{from_checkpoint} up to there, and longer",
+    }[scheduler.intent]
+    raise RunError(
+        f"--expect {settings.expect} (or HF_WSD_EXPECT), but this is '{scheduler.intent}': {why} ({scheduler.schedule})"
+    )
+
+
+def with_decided_end(scheduler: WSDScheduler, job: Job) -> Job:
+    """The job of a run that was asked for its decay while it was training: it ends where that decay does.
+
+    Raises:
+        RunError: the script stops before.
+    """
+    end = scheduler.schedule.total_steps or job.max_steps
+    if job.max_steps < end:
+        raise RunError(
+            f"the run was asked for its decay at step {scheduler.decided}, which ends at step {end}, but the script "
+            f"stops at step {job.max_steps}: give --{job.length_flag} {end}"
+        )
+    return replace(job, max_steps=end)
+
+
+def refuse_decay_data(scheduler: WSDScheduler, before: Lineage | None, now: Mapping[str, Any]) -> None:
+    """Refuse other data than that with which the decay was begun.
+
+    Raises:
+        ResumeError: as said.
+    """
+    in_decay = before is not None and before.step and scheduler.schedule.phase(before.step - 1) is Phase.DECAY
+    if before is not None and in_decay and list(before.decay_data.values()) != list(now.values()):  # a file may move
+        was, asked = (dict(data) or "the trunk's data" for data in (before.decay_data, now))
+        raise ResumeError(f"the decay was begun with {was}, this run asks for {asked}: repeat its own command")
 
 
 def find_last_step(schedule: Schedule, plan: Plan, job: Job) -> int:

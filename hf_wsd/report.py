@@ -192,7 +192,7 @@ def _range(values: list[float]) -> str:
 
 def make_report(run: Run) -> Report:
     """The report of a trunk with its branches, or of a WSD-S line."""
-    rows = [_row(run, member, fork, end) for member in run.walk() for fork, end in member.decays()]
+    rows = [_row(run, member, fork, end) for member in run.walk(rewound=False) for fork, end in member.decays()]
     done = [row for row in rows if row.finished]
     trunk_steps = max((row.end if row.run == "." else row.fork for row in done), default=0)
     return Report(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
@@ -19,6 +17,7 @@ from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
 from hf_wsd.lineage import Command
+from hf_wsd.lock import locked
 
 LOG = "run.log"
 _NOT_INHERITED = (  # a branch is a run of its own, also for trackers
@@ -159,21 +158,6 @@ def start(branch: Branch, launcher: Sequence[str] = ()) -> subprocess.Popen[byte
         return subprocess.Popen(
             argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """A lock on a run's folder, as a file descriptor: hand it to the process that runs there, and it ends with it.
-
-    Raises:
-        RunError: a process runs there already, perhaps left over from a command that was killed.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"a process is already training in {folder}: wait for it, or end it") from None
-        yield file.fileno()
 
 
 def run_branches(

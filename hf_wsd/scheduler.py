@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from hf_wsd.by_name import BUILDERS, build_schedule
+from hf_wsd.by_name import BUILDERS, allowed_differences, build_schedule
 from hf_wsd.checks import count
 from hf_wsd.errors import ResumeError, SettingsError
+from hf_wsd.optimizers import allowed_settings, compare_optimizers, optimizer_settings
+from hf_wsd.sameness import Sameness
 from hf_wsd.schedule import Schedule, derive_intent
 
 
@@ -19,8 +22,9 @@ class WSDScheduler(LRScheduler):
 
     One `step()` is one schedule step (but see `calls_per_update`). A `LambdaLR` would not do: it keeps the lr of the
     *old* schedule for the first update after a resume, and a callable object inside it is overwritten by the
-    checkpoint, so that a branch never decays. Here a checkpoint restores the step alone; its schedule and peak lrs are
-    compared.
+    checkpoint, so that a branch never decays. Here a checkpoint restores the step alone; its schedule, peak lrs and
+    settings of the optimizer are compared. Peak lrs and settings that are allowed to differ (`hf_wsd.sameness`) are
+    those of this run from the next update on, where torch would take the checkpoint's without a word.
 
     It has no `__call__` (DeepSpeed would take it for a factory) and no attribute `total_steps` (accelerate's wrapper
     would stop stepping there): ask `.schedule`.
@@ -29,24 +33,36 @@ class WSDScheduler(LRScheduler):
         optimizer: the optimizer; its groups' lrs are the peak lrs.
         schedule: the schedule.
         last_epoch: steps done - 1, as in torch; -1 starts anew.
+        allow: differences to the checkpoint's run that are meant, beside those of HF_WSD_ALLOW.
 
     Attributes:
         schedule: the schedule.
         calls_per_update: calls of `step()` that make one schedule step: 1, but for schedulers that
             `accelerator.prepare` has wrapped, which are stepped once for every process.
         intent: "start", or what the last `load_state_dict` was: "continue", "branch" or "extend".
+        allow: differences to the checkpoint's run that are meant.
+        sameness: of the optimizer and its peak lrs here and in the checkpoint.
         keeper: the callback that looks after this run, if there is one.
+        decided: the fork point of a decay that was asked of the run while it was training, or None.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1, *, allow: Iterable[str] = ()
+    ) -> None:
         self.schedule = schedule
+        self.allow = allowed_differences(allow)
+        self.sameness = Sameness()
+        inner = torch_optimizer(optimizer)
+        self._asked = optimizer_settings(inner.param_groups, type(inner).__name__)
+        self._allowed_settings: list[dict[str, Any]] = [{} for _ in self._asked]
         self.calls_per_update = 1
         self.intent = "start"
         self.keeper: object | None = None
+        self.decided: int | None = None
         super().__init__(optimizer, last_epoch)
         # Loading an optimizer restores the lr that was current when it was saved. Trainer loads it before the
         # scheduler, others after: then the stale lr would win.
-        torch_optimizer(optimizer).register_load_state_dict_post_hook(self._after_optimizer_load)
+        inner.register_load_state_dict_post_hook(self._after_optimizer_load)
 
     @property
     def steps_done(self) -> int:
@@ -57,6 +73,19 @@ class WSDScheduler(LRScheduler):
         """From now on so many calls of `step()` make one schedule step."""
         self.last_epoch = self.steps_done * per_update
         self.calls_per_update = per_update
+
+    def decide(self, schedule: Schedule, fork: int) -> None:
+        """From `fork` on follow another schedule, as was asked of the running job: its past is that of this one.
+
+        Raises:
+            ResumeError: it is not.
+        """
+        if (difference := self.schedule.difference(schedule, until=min(self.steps_done, fork))) is not None:
+            raise ResumeError(
+                f"the decay that was decided for step {fork} belongs to another run; {difference} (this run | that)"
+            )
+        self.schedule, self.decided, self.intent = schedule, fork, "continue" if self.steps_done else "start"
+        self._apply()
 
     def get_lr(self) -> list[float]:
         """The lr of the next update, one per parameter group.
@@ -91,26 +120,33 @@ class WSDScheduler(LRScheduler):
             "_last_lr": [float(lr) for lr in self._last_lr],
             "lr_lambdas": [None] * len(self.base_lrs),
             "schedule": self.schedule.to_dict(),
+            "optimizer": self._asked,
+            "decided": self.decided,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the step, compare the rest, and set the lr of the next update at once.
 
         Raises:
-            ResumeError: the state has no schedule, another past, or other peak lrs.
+            ResumeError: the state has no schedule, another past, or differences that are not allowed.
         """
         self.get_lr()  # refuses other groups before anything is changed
-        stored, step, peak_lrs = _read_state(state_dict)
+        stored, step, peak_lrs, settings = _read_state(state_dict)
+        decided = state_dict.get("decided")
+        if decided is not None and step > decided:  # the past of this checkpoint is not what the command asks for
+            self.schedule, self.decided = stored, decided
         intent = derive_intent(stored, self.schedule, step=step)
-        if peak_lrs != self.peak_lrs:
-            raise ResumeError(
-                f"the checkpoint was trained with peak lr {_show(peak_lrs)}, this run asks for {_show(self.peak_lrs)}: "
-                f"give --learning_rate {_show(peak_lrs[:1])}, or start anew"
-            )
-        self.intent = intent
+        sameness = compare_optimizers(peak_lrs, settings, self.peak_lrs, self._asked)
+        self._check(sameness, intent, step)
+        self.intent, self.sameness = intent, sameness
+        self._allowed_settings = allowed_settings(settings, self._asked, self.allow)
         self.last_epoch = step * self.calls_per_update
         self._step_count = self.last_epoch + 1
-        self._apply()
+        self._after_optimizer_load()
+
+    def _check(self, sameness: Sameness, intent: str, step: int) -> None:
+        """Refuse what differs and is not allowed."""
+        sameness.check(intent, step=step, allow=self.allow)
 
     def _apply(self) -> None:
         self._last_lr = self.get_lr()
@@ -121,8 +157,10 @@ class WSDScheduler(LRScheduler):
             else:
                 group["lr"] = lr
 
-    def _after_optimizer_load(self, optimizer: Optimizer) -> None:
+    def _after_optimizer_load(self, *_: Any) -> None:
         self._apply()
+        for group, allowed in zip(self.optimizer.param_groups, self._allowed_settings, strict=True):
+            group.update(allowed)
 
 
 def torch_optimizer(optimizer: Any) -> Any:
@@ -132,8 +170,8 @@ def torch_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
-def _read_state(state: Any) -> tuple[Schedule, int, list[float]]:
-    """The schedule, the step and the peak lrs in a checkpoint's scheduler state."""
+def _read_state(state: Any) -> tuple[Schedule, int, list[float], list[dict[str, Any]]]:
+    """The schedule, the step, the peak lrs and the optimizer's settings in a checkpoint's scheduler state."""
     if not isinstance(state, dict) or "schedule" not in state:
         raise ResumeError(
             "the checkpoint's scheduler state has no wsd schedule (another scheduler wrote it), so nobody can tell "
@@ -143,15 +181,12 @@ def _read_state(state: Any) -> tuple[Schedule, int, list[float]]:
         calls = count("calls_per_update", state.get("calls_per_update", 1), at_least=1)
         step = count("last_epoch", state["last_epoch"]) // calls
         peak_lrs = [float(lr) for lr in state["base_lrs"]]
-        return Schedule.from_dict(state["schedule"]), step, peak_lrs
+        settings = [dict(group) for group in state.get("optimizer", [])]
+        return Schedule.from_dict(state["schedule"]), step, peak_lrs, settings
     except (KeyError, TypeError, ValueError) as error:
         raise ResumeError(
             f"the checkpoint's scheduler state is damaged ({type(error).__name__}: {error}): resume from another"
         ) from error
-
-
-def _show(lrs: list[float]) -> str:
-    return ", ".join(f"{lr:g}" for lr in lrs)
 
 
 def get_scheduler(
@@ -211,7 +246,7 @@ def make_scheduler(
     schedule = build_schedule(
         name, num_training_steps=num_training_steps, num_warmup_steps=num_warmup_steps, kwargs=kwargs
     )
-    return WSDScheduler(optimizer, schedule, last_epoch)
+    return WSDScheduler(optimizer, schedule, last_epoch, allow=kwargs.get("allow", ()))
 
 
 def find_wsd_scheduler(scheduler: Any) -> WSDScheduler | None:

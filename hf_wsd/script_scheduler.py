@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,9 +18,11 @@ from transformers.utils import logging
 from hf_wsd.asked import TRAINER_FLAGS
 from hf_wsd.by_name import build_schedule
 from hf_wsd.callback import WSDCallback
-from hf_wsd.errors import RunError, ScheduleError
+from hf_wsd.errors import ResumeError, RunError, ScheduleError
+from hf_wsd.extending import newest_agreeing
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
+from hf_wsd.sameness import Sameness
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, torch_optimizer
 from hf_wsd.settings import Settings
@@ -124,7 +127,7 @@ class ScriptScheduler(WSDScheduler):
         self._loader: Any = None
         self._max_steps = totals.steps
         self._begun = False
-        super().__init__(optimizer, schedule, last_epoch)
+        super().__init__(optimizer, schedule, last_epoch, allow=totals.kwargs.get("allow", ()))
         ScriptScheduler.made = True
         torch_optimizer(optimizer).register_step_pre_hook(self._before_update)
         _of_optimizer.setdefault(torch_optimizer(optimizer), WeakSet()).add(self)
@@ -132,6 +135,19 @@ class ScriptScheduler(WSDScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """A copy, such as one made to draw the curve, looks after no run."""
         return self.__dict__ | {"accelerator": None, "loop": None, "keeper": None, "_loader": None, "_begun": True}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in `WSDScheduler`; where the past is another one, the error names a checkpoint that agrees."""
+        try:
+            super().load_state_dict(state_dict)
+        except ResumeError as error:
+            folder = WSDCallback.folder or ARGUMENTS.now("output_dir")
+            point = newest_agreeing(Path(folder), self.schedule) if folder else None
+            hint = f". The newest checkpoint that agrees: --resume_from_checkpoint {point}" if point else ""
+            raise ResumeError(f"{error}{hint}") from None
+
+    def _check(self, sameness: Sameness, intent: str, step: int) -> None:
+        """Not yet: before the first update, with all other differences to the checkpoint's run (`start_run`)."""
 
     def prepared(self, accelerator: Accelerator, loader: Any, *, calls_per_update: int) -> None:
         """An Accelerator has wrapped this scheduler, and will call `step()` so often in an update.
@@ -175,8 +191,12 @@ class ScriptScheduler(WSDScheduler):
         super().step(epoch)
         if self.loop is None or self.last_epoch % self.calls_per_update:
             return
+        self.loop.updated()
         if self.loop.keeps:
             self.loop.save_unasked()
+        if self.decided is not None and self.steps_done == self.loop.last_step:
+            logger.warning(f"hf_wsd: the decay that was asked for ends at step {self.steps_done}; so does the script")
+            raise SystemExit(0)  # its own loop would go on at the minimum
         if self.steps_done == self.loop.last_step + 1:
             logger.error(f"hf_wsd: the script goes on past its {self.loop.last_step} updates; the lr stays where it is")
 
@@ -184,6 +204,8 @@ class ScriptScheduler(WSDScheduler):
         a_trainers = self.accelerator is None and WSDCallback.trainers > 0
         if not a_trainers and not ScriptScheduler.loading:
             self._begin()
+        if self.keeper is None:  # nobody looks after the run
+            super()._check(self.sameness, self.intent, self.steps_done)
 
     def _begin(self) -> None:
         """Before the first update: refuse a run that would not be the one asked for, and begin its files."""
@@ -211,7 +233,7 @@ class ScriptScheduler(WSDScheduler):
 
     def _refuse_without_files(self, why: str) -> None:
         settings = Settings.from_env()
-        asked = [name for name in ("trunk", "budgets", "branch") if getattr(settings, name)]
+        asked = [name for name in ("trunk", "budgets", "keep_every", "branch") if getattr(settings, name)]
         if asked:
             raise RunError(
                 f"{' and '.join(asked)} need checkpoints with records, but the script {why}: hf_wsd cannot look after "
@@ -232,6 +254,7 @@ class ScriptScheduler(WSDScheduler):
             checkpoint=ARGUMENTS.now("resume_from_checkpoint"),
             seed=ARGUMENTS.now("seed"),
             kwargs=self.totals.kwargs,
+            order_known=False,
             prefix="step_",  # what such a script reads its place in the data from
         )
 

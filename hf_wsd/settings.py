@@ -15,6 +15,7 @@ from hf_wsd.casts import CASTS, cast
 from hf_wsd.checks import count
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.lengths import Length, decay_length
+from hf_wsd.sameness import check_names
 
 PER_STEP = ("tokens_per_step", "samples_per_step")
 COUNTS = (*PER_STEP, "calls_per_update")
@@ -46,7 +47,7 @@ class Settings:
             what the length typed shows, else the number of processes.
         allow: differences to the checkpoint's run that are meant (`hf_wsd.sameness` has the names).
         expect: what the run has to be: "start", "continue", "branch" or "extend"; anything else is refused.
-        keep_every: a length; every so many steps a checkpoint is kept for good.
+        keep_every: a length; every so many steps a checkpoint is kept for good (not in a branch of `hf-wsd decay`).
         finish_by: a time such as "2026-12-01T08:00"; decay, evaluation and save end before it.
         time_budget: the same as a duration, "23h", counted over all jobs of the run.
         job_time_limit: a duration after which this job will be ended; the run saves before and exits.
@@ -95,6 +96,7 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in (None, *choices):
                 raise SettingsError(unknown(f"value of {name}", getattr(self, name), choices))
+        check_names(self.allow)
         if self.trunk and self.cycle_ends:
             raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
 
@@ -151,7 +153,7 @@ class Settings:
         value = cast(name, value)
         if value == {}:
             return None
-        if name in COUNTS:
+        if name in COUNTS or (name == "keep_every" and not isinstance(value, str)):
             count(name, value, at_least=1)
         return tuple(value) if isinstance(value, list) else value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,26 @@ from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.command import capture_command
+from hf_wsd.decision import Decision
 from hf_wsd.errors import ScheduleError, WSDError
 from hf_wsd.job import Job
 from hf_wsd.keeper import package_versions
 from hf_wsd.lengths import to_steps
 from hf_wsd.lineage import RECORD, Lineage, Parent
+from hf_wsd.moved import remaining, rewound_run
+from hf_wsd.overrides import use_in_decay
 from hf_wsd.plan import Plan, read_budgets
 from hf_wsd.randomness import unchanged_randomness
-from hf_wsd.refusals import find_last_step, refuse_checkpoint, refuse_folder
-from hf_wsd.samples import UNKNOWN, Samples, take_samples
+from hf_wsd.refusals import (
+    find_last_step,
+    refuse_checkpoint,
+    refuse_decay_data,
+    refuse_folder,
+    refuse_intent,
+    with_decided_end,
+)
+from hf_wsd.sameness import Sameness, compare
+from hf_wsd.samples import Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
@@ -37,16 +48,34 @@ class Start:
     Args:
         record: what the records of all its checkpoints share.
         plan: the decays that its budgets ask for.
+        decision: a decay that was asked of the run while it was training.
     """
 
     record: Lineage
     plan: Plan
+    decision: Decision | None = None
+
+    def follow(self, decision: Decision) -> Start:
+        """The run with a decay that it was asked for: as its own end, or as a branch that leaves it."""
+        if decision.then == "continue":
+            decays = (*self.plan.decays, decision.decay)
+            return replace(self, plan=replace(self.plan, decays=decays), decision=decision)
+        decays = tuple(decay for decay in self.plan.decays if decay.fork <= decision.fork)
+        record = replace(
+            self.record,
+            schedule=decision.schedule,
+            last_step=decision.end,
+            decided={"fork": decision.fork, "by": decision.by},
+        )
+        return replace(self, record=record, plan=replace(self.plan, decays=decays), decision=decision)
 
     @cached_property
     def kinds(self) -> dict[int, str]:
         """The steps whose checkpoints are kept for good, and why."""
+        every = self.record.settings.get("keep_every")
+        kept = dict.fromkeys(range(every, self.last_step, every), "kept") if every else {}
         forks = {decay.fork: "fork" for decay in self.plan.decays}
-        return {self.last_step: "end"} | forks | self.schedule.checkpoint_steps()
+        return kept | {self.last_step: "end"} | forks | self.schedule.checkpoint_steps()
 
     @cached_property
     def budget_ends(self) -> frozenset[int]:
@@ -84,6 +113,10 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         WSDError: the checkpoint, the length, the folder or the budgets do not fit; nothing has been trained.
     """
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
+    rewound = rewound_run(planned, job)
+    decision = None if planned and not rewound else Decision.read(job.folder)
+    if scheduler.decided is not None:  # the end that the script asks for is not the run's any more
+        job = with_decided_end(scheduler, job)
     refuse_checkpoint(scheduler, job)
     refuse_folder(scheduler, settings, planned, job)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
@@ -91,11 +124,17 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, job)
     samples_per_step = settings.samples_per_step or job.samples_per_step
     per_step = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
-    asked = _asked(settings, job, per_step)
-    plan = _plan(scheduler.schedule, settings, asked, per_step, job)
+    asked = dict(rewound.settings) if rewound and planned else _asked(settings, job, per_step)
+    plan = _plan(scheduler, settings, asked, per_step, job, rewound)
+    if rewound and "budgets" in asked:
+        asked["budgets"] = [str(decay.requested) for decay in plan.decays]
     last_step = find_last_step(scheduler.schedule, plan, job)
     before = _record_before(job)
-    intent, parent = _origin(scheduler, job, before=before, planned=planned)
+    intent, parent = _origin(scheduler, job, before=before, planned=planned or rewound)
+    refuse_intent(scheduler, intent, settings, job)
+    overrides = planned.optimizer if planned else settings.decay_optimizer or {}
+    decay_data = getattr(dataset, "decay_data", {})
+    refuse_decay_data(scheduler, before, decay_data)
     record = Lineage(
         step=job.step,
         kind="periodic",
@@ -113,33 +152,57 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         setup=job.setup,
         settings=asked,
         data=samples.fingerprint,
+        decay_data=decay_data,
+        arguments=planned.arguments if planned else (),
+        moved_data=next((r.moved_data for r in (planned, rewound, before) if r), ()),
+        optimizer=use_in_decay(scheduler, overrides, before),
         skipped_updates=before.skipped_updates if before else 0,
         calls_per_update=scheduler.calls_per_update,
         command=capture_command(job.world_size, job.length_flag),
         versions=package_versions(),
     )
-    if before is not None and (differences := _changes(before, record)):
-        logger.warning(f"hf_wsd: not the same run as the checkpoint's, so not the same bits: {', '.join(differences)}")
-    return Start(record=record, plan=plan)
+    start = Start(record=_with_sameness(record, scheduler, job, before=before, planned=planned), plan=plan)
+    if decision is None:
+        return start
+    if decision.then == "stop" and scheduler.decided is None:
+        scheduler.decide(decision.schedule, decision.fork)
+    return start.follow(decision)
 
 
-def _plan(schedule: Schedule, settings: Settings, asked: dict[str, Any], per_step: dict[str, Any], job: Job) -> Plan:
+def _plan(
+    scheduler: WSDScheduler,
+    settings: Settings,
+    asked: dict[str, Any],
+    per_step: dict[str, Any],
+    job: Job,
+    rewound: Lineage | None,
+) -> Plan:
     """The decays that the budgets name, which an error repeats."""
     try:
-        return _fitting_plan(schedule, settings, asked, per_step, job)
+        return _fitting_plan(scheduler, settings, asked, per_step, job, rewound)
     except WSDError as error:
         add_asked(error, [setting("budgets", settings.budgets)] if settings.budgets else [])
         raise
 
 
 def _fitting_plan(
-    schedule: Schedule, settings: Settings, asked: dict[str, Any], per_step: dict[str, Any], job: Job
+    scheduler: WSDScheduler,
+    settings: Settings,
+    asked: dict[str, Any],
+    per_step: dict[str, Any],
+    job: Job,
+    rewound: Lineage | None,
 ) -> Plan:
     """The decays of the budgets; those of a branch, or of the run itself, need no fork point."""
-    ends, whole = read_budgets(() if settings.branch else settings.budgets, **per_step)
+    schedule, decided = scheduler.schedule, scheduler.decided
+    texts = asked.get("budgets", ()) if rewound else () if settings.branch else settings.budgets
+    ends, whole = read_budgets(texts, **per_step)
     budgets = [budget for end, budget in ends.items() if end != schedule.total_steps]
     length = {name: asked.get(name) for name in ("num_decay_steps", "decay_fraction")}
     plan = Plan.of_budgets(budgets, **per_step, of=str(whole) if whole else None, **length)
+    if decided is not None:
+        plan = replace(plan, decays=tuple(decay for decay in plan.decays if decay.fork <= decided))
+    plan = remaining(plan, rewound)
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
         if decay.fork < job.step and decay.fork not in saved_checkpoints(job.folder):
@@ -166,7 +229,7 @@ def _origin(
 ) -> tuple[str, Parent | None]:
     """How the run began, and the checkpoint that it left."""
     if planned is not None:
-        return "branch", planned.parent
+        return planned.intent, planned.parent
     if scheduler.intent == "continue" and before is not None:
         return before.intent, before.parent
     return scheduler.intent, _parent(job) if scheduler.intent in ("branch", "extend") else None
@@ -186,22 +249,34 @@ def _record_before(job: Job) -> Lineage | None:
 def _asked(settings: Settings, job: Job, per_step: dict[str, Any]) -> dict[str, Any]:
     """The settings of all sources, as defaults of the decays to come; 0 decay steps say no more than trunk.
 
-    The decay's length is kept in steps: 10 % of the longest budget (without budgets: of the run) stays what it is.
+    Lengths are kept in steps: 10 % of the longest budget (without budgets: of the run) stays what it is.
     """
     asked = {name: cast(name, value) for name, value in job.kwargs.items()} | settings.given()
-    if "num_decay_steps" in asked:
+    if settings.branch:
+        asked.pop("keep_every", None)  # the trunk's, for forks: nothing can leave a decay
+    for name in asked.keys() & {"num_decay_steps", "keep_every"}:
         whole = read_budgets(settings.budgets, **per_step)[1] if settings.trunk else None
-        asked["num_decay_steps"] = to_steps(asked["num_decay_steps"], **per_step, of=whole or job.max_steps)
+        asked[name] = to_steps(asked[name], **per_step, of=whole or job.max_steps)
     return {name: value for name, value in asked.items() if (name, value) != ("num_decay_steps", 0)}
 
 
-def _changes(before: Lineage, now: Lineage) -> list[str]:
-    """What differs between the run of a checkpoint and the run that goes on from it, by name."""
-    names = before.setup.keys() & now.setup.keys()
-    found = [f"{n} {before.setup[n]} -> {now.setup[n]}" for n in sorted(names) if before.setup[n] != now.setup[n]]
-    if UNKNOWN not in (before.data, now.data) and before.data != now.data:
-        found.append(f"training data {before.data} -> {now.data}")
-    return found
+def _with_sameness(
+    record: Lineage, scheduler: WSDScheduler, job: Job, *, before: Lineage | None, planned: Lineage | None
+) -> Lineage:
+    """The record with what differs from the checkpoint's run; refused if that is not allowed."""
+    if scheduler.intent == "start":
+        return record
+    known = before or planned  # without a record the scheduler's own state is all that is compared
+    changes = compare(known, record).changes if known else {}
+    sameness = Sameness(changes=dict(changes) | dict(scheduler.sameness.changes))
+    sameness.check(record.intent, step=job.step, allow=scheduler.allow)
+    if sameness.changes:
+        logger.warning(f"hf_wsd: not the checkpoint's run any more, so not its bits: {sameness}")
+    earlier = before.sameness if before and scheduler.intent != "branch" else {}
+    if scheduler.intent != "branch" and not sameness.changes:
+        return replace(record, sameness=earlier)
+    order_known = known is not None and job.order_known
+    return replace(record, sameness=sameness.record(earlier, step=job.step, allow=scheduler.allow, known=order_known))
 
 
 def _parent(job: Job) -> Parent:

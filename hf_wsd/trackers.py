@@ -37,7 +37,7 @@ def is_new_run(record: Lineage) -> bool:
     A branch is one; a longer trunk only where it has a folder of its own.
     """
     elsewhere = record.parent is not None and record.parent.checkpoint.startswith("..")
-    return record.intent == "branch" or (record.intent == "extend" and elsewhere)
+    return record.intent in ("branch", "rewind") or (record.intent == "extend" and elsewhere)
 
 
 def run_name(record: Lineage, folder: Path, given: str | None, *, replayed: bool = False) -> str | None:
@@ -56,7 +56,7 @@ def run_name(record: Lineage, folder: Path, given: str | None, *, replayed: bool
 
 def job_type(record: Lineage) -> str:
     """What a run is, in one word: "branch", "extend", "trunk", or "run" for one that decays by itself."""
-    if record.intent in ("branch", "extend"):
+    if record.intent in ("branch", "extend", "rewind"):
         return record.intent
     return "trunk" if record.schedule.total_steps is None else "run"
 

@@ -6,15 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
 from hf_wsd.by_name import NAMES
+from hf_wsd.decision import Decision
 from hf_wsd.errors import RunError, ScheduleError, SettingsError
 from hf_wsd.job import Job
+from hf_wsd.machine import machine_setup
 from hf_wsd.schedule import Schedule
+from hf_wsd.settings import Settings
 
 
 def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:
@@ -27,13 +29,13 @@ def trainer_job(args: TrainingArguments, state: TrainerState) -> Job:
         length_given=args.max_steps > 0,
         checkpoint=Path(named) if isinstance(named, str) and Path(named).is_dir() else None,
         kwargs=args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {},
-        setup=_setup(args),
+        setup=_setup(args, resumed=state.global_step > 0),
         samples_per_step=int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
         name=args.run_name or None,
     )
 
 
-def _setup(args: TrainingArguments) -> dict[str, Any]:
+def _setup(args: TrainingArguments, *, resumed: bool) -> dict[str, Any]:
     configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by `accelerate launch`
     return {
         "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -42,8 +44,22 @@ def _setup(args: TrainingArguments) -> dict[str, Any]:
         "seed": args.seed,
         "data_seed": args.data_seed,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32" if configured == "no" else configured,
-        "threads": torch.get_num_threads(),
-    }
+        "max_grad_norm": args.max_grad_norm,
+        "label_smoothing_factor": args.label_smoothing_factor,
+        "ignore_data_skip": args.ignore_data_skip and resumed,
+        "dataloader_num_workers": args.dataloader_num_workers,
+        "torch_compile": args.torch_compile,
+    } | machine_setup(args.device)
+
+
+def reach_decided_end(args: TrainingArguments) -> None:
+    """Have a Trainer that is being made train as far as the decay that its run was asked for, if that goes further.
+
+    Its epochs are counted from `max_steps`: a decay that passes them would silently stop early.
+    """
+    decision = None if Settings.from_env().branch else Decision.read(Path(args.output_dir))
+    if decision is not None and decision.stops_first:
+        args.max_steps = max(args.max_steps, decision.end)
 
 
 def refuse_trainer_arguments(schedule: Schedule, args: TrainingArguments, state: TrainerState) -> None:

@@ -7,25 +7,54 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from hf_wsd.checkpoint import weights_alone
+from hf_wsd.disk import show_bytes, used_bytes
 from hf_wsd.errors import ScheduleError
 from hf_wsd.family import Run
 from hf_wsd.lengths import show_tokens
+from hf_wsd.lineage import BRANCHES
+from hf_wsd.retention import Stored, stored
 from hf_wsd.stock import stock_flags
 
 
 def render_tree(run: Run) -> Tree:
-    """The trunk with its kept checkpoints and, below its fork point, each branch with its state and losses."""
+    """The trunk with its kept checkpoints, why and at what cost in disk, and below its fork point each branch."""
     schedule, done = run.identity.schedule, run.steps_done
     phase = schedule.phase(max(done - 1, 0)).value
     tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}\n{schedule}"))
-    branches = [(fork, end, branch) for branch in run.walk() if branch is not run for fork, end in branch.decays()]
-    kept = {step for step, record in run.records.items() if record.kind != "periodic"}
-    for step in sorted(kept | {fork for fork, _, _ in branches}):
-        kind = run.records[step].kind if step in run.records else "checkpoint is gone"
-        node = tree.add(Text(f"{_describe(run, step)}, {kind}"))
-        for branch, end in ((branch, end) for fork, end, branch in branches if fork == step):
-            node.add(Text(f"{branch.path.name}: {_state(branch, step, end)}"))
+    checkpoints = list(stored(run))
+    for checkpoint in checkpoints:
+        if checkpoint.for_good or checkpoint.branches:
+            _grow(tree, run, checkpoint)
+    if periodic := [checkpoint for checkpoint in checkpoints if not checkpoint.for_good and not checkpoint.branches]:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in periodic)
+        size = used_bytes(*(folder for checkpoint in periodic for folder in checkpoint.folders))
+        tree.add(Text(f"periodic, until newer ones come: step {steps}, {show_bytes(size)}"))
+    branches = used_bytes(run.path / BRANCHES)
+    tree.add(Text(f"on disk: {show_bytes(used_bytes(run.path))}, branches {show_bytes(branches)} of it"))
     return tree
+
+
+def _grow(tree: Tree, run: Run, checkpoint: Stored) -> None:
+    """Add a checkpoint, the branches that left it, and what in turn has left those."""
+    size = f", {show_bytes(checkpoint.bytes)}" if checkpoint.folders else ""
+    node = tree.add(Text(f"{_describe(run, checkpoint.step)}: {checkpoint.why}{size}"))
+    for branch in checkpoint.branches:
+        size = show_bytes(used_bytes(branch.path))
+        leaf = node.add(Text(f"{branch.path.name}: {_state(branch, checkpoint.step)}, {size}"))
+        for its_own in stored(branch):
+            if its_own.branches:
+                _grow(leaf, branch, its_own)
+
+
+def disk_dict(run: Run) -> dict[str, Any]:
+    """The checkpoints of a family with what they take on disk, and what all of it takes, JSON-ready."""
+    checkpoints = [
+        {"run": member.path.relative_to(run.path).as_posix()} | checkpoint.to_dict(run.path)
+        for member in run.walk()
+        for checkpoint in stored(member)
+    ]
+    return {"checkpoints": checkpoints, "disk_bytes": used_bytes(run.path)}
 
 
 def stock_resume(run: Run) -> dict[str, Any]:
@@ -46,9 +75,11 @@ def stock_resume(run: Run) -> dict[str, Any]:
     return {"checkpoint": path, "flags": [*flags, "--resume_from_checkpoint", path]}
 
 
-def _state(branch: Run, fork: int, end: int) -> str:
-    if branch.has_saved(end):
-        return f"finished, {_describe(branch, end)}"
+def _state(branch: Run, fork: int) -> str:
+    end = branch.identity.last_step
+    if end is not None and branch.has_saved(end):
+        alone = end in branch.checkpoints and weights_alone(branch.checkpoints[end])
+        return f"finished, {_describe(branch, end)}{', weights alone' if alone else ''}"
     done = branch.steps_done
     return f"{'planned' if done == fork else f'at step {done}'}, ends at step {end}"
 

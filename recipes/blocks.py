@@ -61,6 +61,13 @@ class DataArguments:
     validation_percent: float = option(1.0, "Documents to hold out where there is no validation split, about.")
     preprocessing_num_workers: int | None = option(None, "Processes that tokenize.")
     max_eval_blocks: int | None = option(None, f"Default: all; of a stream the first {STREAM_EVAL_BLOCKS}.")
+    decay_dataset: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Data of the decay: files, globs or data sets, with weights as a mixture: code.jsonl=0.7 trunk=0.3 "
+            "('trunk' goes on with the trunk's own)."
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_eval_blocks"):
@@ -94,14 +101,7 @@ def load_blocks(
         DataError: unreadable or contradictory files, no text column, or fewer tokens than one block.
     """
     with main_process_first():
-        # A stream is tokenized a few documents at a time: the first step need not wait for a thousand.
-        options = {"batch_size": 16} if args.streaming else {"num_proc": args.preprocessing_num_workers}
-        options |= {"batched": True, "features": Features({"input_ids": List(Value("int32"))})}
-        options |= {"fn_kwargs": {"tokenizer": tokenizer, "text_column": args.text_column}}
-        tokenized = {
-            split: documents.map(_tokenize, remove_columns=[args.text_column], **options)
-            for split, documents in load_documents(args).items()
-        }
+        tokenized = {split: tokenize(documents, args, tokenizer) for split, documents in load_documents(args).items()}
         if args.streaming:
             validation = first_blocks(tokenized["validation"], args)
             return PackedStream(tokenized["train"], args.block_size), validation
@@ -156,6 +156,25 @@ def _text_of(documents: Any, split: str, column: str) -> Any:
     return documents.select_columns([column])
 
 
+def load_training_documents(name: str, args: DataArguments) -> Dataset:
+    """The documents of a file, a glob or a data set's training split, without those that are held out of the trunk's.
+
+    So that a document of the trunk's validation data is not trained on because another file has it too.
+    """
+    if Path(name).suffix in LOADERS:
+        documents = _load_file(name, streaming=False)
+    else:
+        documents = datasets.load_dataset(name, split="train")
+    documents = _text_of(documents, "train", args.text_column)
+    if args.train_file:
+        held_out = args.validation_file is None
+    else:
+        known = datasets.get_dataset_split_names(args.dataset_name or str(CORPUS), args.dataset_config_name)
+        held_out = "validation" not in known
+    side = {"text_column": args.text_column, "percent": args.validation_percent, "split": "train"}
+    return documents.filter(_is_in, fn_kwargs=side) if held_out else documents
+
+
 def _is_in(row: dict[str, str], text_column: str, percent: float, split: str) -> bool:
     """Whether a document belongs to the split, by its content.
 
@@ -163,6 +182,16 @@ def _is_in(row: dict[str, str], text_column: str, percent: float, split: str) ->
     """
     held_out = zlib.crc32(row[text_column].encode()) % 10_000 < percent * 100
     return held_out == (split == "validation")
+
+
+def tokenize(documents: Any, args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The documents as ids, each with the end-of-text token; of a stream while it is read."""
+    # A stream is tokenized a few documents at a time: the first step need not wait for a thousand.
+    stream = not isinstance(documents, Dataset)
+    options = {"batch_size": 16} if stream else {"num_proc": args.preprocessing_num_workers}
+    options |= {"batched": True, "features": Features({"input_ids": List(Value("int32"))})}
+    options |= {"fn_kwargs": {"tokenizer": tokenizer, "text_column": args.text_column}}
+    return documents.map(_tokenize, remove_columns=[args.text_column], **options)
 
 
 def _tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> dict[str, Any]:

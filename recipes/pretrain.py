@@ -32,6 +32,7 @@ from pathlib import Path
 import evaluate
 import torch
 from blocks import DataArguments, byte_lengths, load_blocks, load_tokenizer
+from decay_data import Batches, OwnOrderTrainer, with_decay_data
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,18 +40,19 @@ from transformers import (
     GPT2Config,
     HfArgumentParser,
     ProgressCallback,
-    Trainer,
     TrainingArguments,
     default_data_collator,
     set_seed,
 )
 
 import hf_wsd
-from hf_wsd.by_name import NAMES
+from hf_wsd.by_name import NAMES, build_schedule
 from hf_wsd.checkpoint import newest_whole
 from hf_wsd.errors import SettingsError, WSDError, unknown
+from hf_wsd.extending import point_to_extend
 from hf_wsd.lineage import RECORD
 from hf_wsd.plan import Plan
+from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import find_wsd_scheduler
 from hf_wsd.settings import Settings
 
@@ -89,6 +91,7 @@ class FamilyArguments:
     )
     decay_fraction: float | None = field(default=None, metadata={"help": "Decay steps / steps of the model; 0.1."})
     decay_type: str | None = field(default=None, metadata={"help": "Shape of the decay; 1-sqrt."})
+    keep_every: str | None = field(default=None, metadata={"help": "Keep a checkpoint for good every so many steps."})
 
 
 @dataclass
@@ -142,7 +145,7 @@ def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]
     if kind in LINES:
         settings["cycle_ends"] = settings.pop("budgets")
     elif kind != "wsd":  # another baseline takes its length from the budget, and nothing else
-        names = ("trunk", "decay_fraction", "decay_type", *(per_step if kind in NAMES else ()))
+        names = ("trunk", "decay_fraction", "decay_type", "keep_every", *(per_step if kind in NAMES else ()))
         settings = {name: settings[name] for name in names}
     asked = Settings.make(**{name: value for name, value in settings.items() if value}).given()
     before = Settings.from_env()
@@ -196,7 +199,23 @@ def resume_point(args: TrainingArguments) -> str | None:
     newest, damage = newest_whole(Path(args.output_dir), needs=RECORD if ours else None)
     for problem in damage:
         logger.warning("passed over: %s", problem)
+    if newest is not None and (asked := asked_schedule(args)):
+        newest, why = point_to_extend(Path(args.output_dir), newest, asked)
+        if why:
+            logger.warning("%s", why)
     return None if newest is None else str(newest)
+
+
+def asked_schedule(args: TrainingArguments) -> Schedule | None:
+    """The schedule that the run will ask for; None where only the Trainer knows its length."""
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if name not in NAMES or args.max_steps <= 0:
+        return None
+    ratio = 0 < args.warmup_steps < 1
+    warmup_steps = args.get_warmup_steps(args.max_steps) if ratio else int(args.warmup_steps)
+    kwargs = getattr(args, "lr_scheduler_kwargs", None)  # the recipe without a Trainer has none
+    length = {"num_training_steps": args.max_steps, "num_warmup_steps": warmup_steps}
+    return build_schedule(name, **length, kwargs=kwargs)
 
 
 def main() -> None:
@@ -216,6 +235,10 @@ def main() -> None:
 
     tokenizer = load_tokenizer(data_args, model_args.model_name_or_path)
     train_blocks, eval_blocks = load_blocks(data_args, tokenizer, args.main_process_first)
+    batches = Batches(
+        args.train_batch_size, args.world_size, args.gradient_accumulation_steps, args.dataloader_drop_last
+    )
+    train_blocks = with_decay_data(train_blocks, data_args, args, tokenizer, batches, args.main_process_first)
     model = new_model(model_args, len(tokenizer), data_args.block_size, tokenizer.eos_token_id)
 
     metric = evaluate.load(str(METRIC), keep_in_memory=True)
@@ -225,7 +248,7 @@ def main() -> None:
         nll_sum, n_tokens, n_bytes = prediction.predictions.T
         return metric.compute(nll_sum=nll_sum, n_tokens=n_tokens.astype(int), n_bytes=n_bytes.astype(int))
 
-    trainer = Trainer(
+    trainer = OwnOrderTrainer(
         model=model,
         args=args,
         train_dataset=train_blocks,

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from blocks import DataArguments, byte_lengths, load_blocks, load_tokenizer, option
+from decay_data import Batches, with_decay_data
 from pretrain import (
     METRIC,
     FamilyArguments,
@@ -107,12 +108,22 @@ def midway(loader: Iterable[Any]) -> Iterator[Any]:
     yield from batches
 
 
+def load_data(args: LoopArguments, data_args: DataArguments, tokenizer: Any, accelerator: Accelerator) -> list[Any]:
+    """Training data, which may go over to data of the decay, and evaluation data."""
+    first = accelerator.main_process_first
+    train_blocks, eval_blocks = load_blocks(data_args, tokenizer, first)
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    batches = Batches(size, accelerator.num_processes, accumulation, drop_last=True)
+    return [with_decay_data(train_blocks, data_args, args, tokenizer, batches, first), eval_blocks]
+
+
 def data_loaders(args: LoopArguments, train_blocks: Any, eval_blocks: Any) -> list[DataLoader]:
     """Training data, shuffled where it is no stream, and evaluation data."""
-    shuffle = hasattr(train_blocks, "__len__")
+    own = getattr(train_blocks, "sampler", None)  # the order of data that goes over to the decay's
+    order = {"sampler": own} if own else {"shuffle": hasattr(train_blocks, "__len__")}
     options = {"collate_fn": default_data_collator}
     return [
-        DataLoader(train_blocks, args.per_device_train_batch_size, shuffle=shuffle, drop_last=True, **options),
+        DataLoader(train_blocks, args.per_device_train_batch_size, drop_last=True, **order, **options),
         DataLoader(eval_blocks, args.per_device_eval_batch_size, **options),
     ]
 
@@ -197,12 +208,12 @@ def main() -> None:
     if args.max_steps <= 0:
         raise SettingsError("how long? Give --budgets, or --max_steps")
     checkpoint = resume_point(args)
-    if checkpoint and check_checkpoint(Path(checkpoint)) == args.max_steps:
+    if checkpoint and check_checkpoint(Path(checkpoint), to_resume=False) == args.max_steps:
         return logger.warning("%s is finished: nothing is left to train", checkpoint)
 
     set_seed(args.seed)
     tokenizer = load_tokenizer(data_args, model_args.model_name_or_path)
-    train_blocks, eval_blocks = load_blocks(data_args, tokenizer, accelerator.main_process_first)
+    train_blocks, eval_blocks = load_data(args, data_args, tokenizer, accelerator)
     model = new_model(model_args, len(tokenizer), data_args.block_size, tokenizer.eos_token_id)
     optimizer = new_optimizer(model, args)
     scheduler = hf_wsd.get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, args.max_steps)
@@ -210,6 +221,7 @@ def main() -> None:
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, *loaders)
     accelerator.register_for_checkpointing(scheduler)
     if checkpoint:
+        check_checkpoint(Path(checkpoint))
         accelerator.load_state(checkpoint)
 
     start = {"step": scheduler.steps_done, "max_steps": args.max_steps, "checkpoint": checkpoint, "seed": args.seed}

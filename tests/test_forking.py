@@ -14,8 +14,9 @@ from hf_wsd.errors import CheckpointError, ForkError, RecordError, RunError
 from hf_wsd.family import read_run
 from hf_wsd.forking import fork, fork_all, plan_decays, prepare
 from hf_wsd.lineage import Command
+from hf_wsd.lock import locked
 from hf_wsd.plan import Decay
-from hf_wsd.running import branch_command, locked, run_branches
+from hf_wsd.running import branch_command, run_branches
 
 
 @pytest.fixture(scope="module")

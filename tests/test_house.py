@@ -32,9 +32,14 @@ PURE = [
     "legs",
     "preview",
     "checkpoint",
+    "disk",
+    "lock",
     "history",
     "lineage",
+    "mending",
     "family",
+    "extending",
+    "decision",
     "asked",
     "settings",
     "by_name",
@@ -44,12 +49,18 @@ PURE = [
 ]
 TRAINER = [
     "scheduler",
+    "overrides",
     "randomness",
     "samples",
+    "moved",
     "keeper",
     "refusals",
     "start",
     "trainer_job",
+    "signals",
+    "ranks",
+    "job_clock",
+    "live",
     "trackers",
     "callback",
     "loop",
@@ -60,6 +71,9 @@ TRAINER = [
 ABOVE = [
     "forking",
     "running",
+    "retention",
+    "pruning",
+    "asking",
     "demo",
     "plots",
     "sources",
@@ -68,11 +82,16 @@ ABOVE = [
     "planning",
     "tree",
     "report",
+    "bits",
+    "trials",
+    "checkup",
+    "doctor",
     "cli",
     "__main__",
+    "stopwatch",
 ]
 ORDER = [*PURE, *TRAINER, *ABOVE]
-STANDARD_LIBRARY_ONLY = [*PURE, "forking", "running", "demo"]
+STANDARD_LIBRARY_ONLY = [*PURE, "forking", "running", "retention", "demo"]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *RECIPES.rglob("*.py")])
 

@@ -1,0 +1,90 @@
+"""Before a run is resumed: saves that were cut short are finished, and damaged checkpoints kept from being picked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.utils import logging
+
+from hf_wsd.checkpoint import check_checkpoint
+from hf_wsd.errors import CheckpointError
+from hf_wsd.lock import take_lock
+from hf_wsd.mending import SAVING, finish_saves, newest_cut_short, put_back, refuse_damage, set_aside
+from hf_wsd.ranks import from_main
+from hf_wsd.settings import Settings
+
+logger = logging.get_logger(__name__)
+_ORPHANS = 10.0  # seconds: data loader workers outlive a killed process by five, and have its lock
+
+
+def mend(run: Path, settings: Settings, *, named: str | None = None) -> None:
+    """Have a run's folder hold whole checkpoints before one is looked for; all processes of a job have to ask.
+
+    Args:
+        run: the run's folder.
+        settings: what is to be done about damage.
+        named: the checkpoint that the user named; what is newer may then be damaged.
+
+    Raises:
+        CheckpointError: the named checkpoint, or the newest where damage is to be refused, is not whole.
+    """
+    refused = from_main(_mend(run, settings, named) if PartialState().is_main_process else None)
+    if refused is not None:
+        raise CheckpointError(refused)
+
+
+def _mend(run: Path, settings: Settings, named: str | None) -> str | None:
+    """Mend, on the main process; returns why the run is refused."""
+    try:
+        if newest_cut_short(run) or (run / SAVING).is_dir():
+            with _alone(run, in_branch=settings.branch is not None) as alone:
+                if alone:
+                    _settle(run, settings, named)
+        if named is not None and Path(named).is_dir():
+            check_checkpoint(Path(named))
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:  # nothing can be written there: whoever trains will be told
+        logger.error(f"hf_wsd: what a crash has left in {run} cannot be mended ({error})")
+    return None
+
+
+def _settle(run: Path, settings: Settings, named: str | None) -> None:
+    finish_saves(run)
+    damaged = newest_cut_short(run)
+    told = [f"{path} is damaged: {'; '.join(problems)}." for path, problems in damaged.items()]
+    refuse_damage(told, settings.on_damage if named is None else None)
+    for path, text in zip(damaged, told, strict=True):
+        if named is None or not path.samefile(named):
+            logger.warning(f"hf_wsd: passed over: {text} It is {set_aside(path)} now")
+    if damaged and (newest := put_back(run)) is not None:
+        logger.warning(f"hf_wsd: {newest} was put back from its kept copy")
+
+
+@contextmanager
+def _alone(run: Path, *, in_branch: bool) -> Iterator[bool]:
+    """Whether nobody trains in the folder, and a block in which nobody begins to."""
+    waited_until, lock = time.monotonic() + _ORPHANS, None
+    while lock is None:
+        try:
+            lock = take_lock(run)
+        except BlockingIOError:
+            if in_branch:  # `hf-wsd decay` has handed its lock to this process
+                break
+            if time.monotonic() > waited_until:
+                logger.warning(f"hf_wsd: another process trains in {run}: what looks damaged there is left alone")
+                yield False
+                return
+            time.sleep(0.2)
+        except (ImportError, OSError):  # no locks here
+            break
+    try:
+        yield True
+    finally:
+        if lock is not None:
+            os.close(lock)

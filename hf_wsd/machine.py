@@ -1,0 +1,17 @@
+"""What a run computes on, as far as its bits depend on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def machine_setup(device: torch.device) -> dict[str, Any]:
+    """The device by type and name; on CPU, where the bits depend on it, the number of threads too.
+
+    A CPU goes by the instructions that torch uses there: `cpu AVX2`, `cpu AVX512`.
+    """
+    if device.type == "cpu":
+        return {"device": f"cpu {torch.backends.cpu.get_cpu_capability()}", "threads": torch.get_num_threads()}
+    return {"device": f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type}

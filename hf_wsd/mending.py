@@ -1,0 +1,253 @@
+"""Checkpoints whose save may be killed at any moment: what a kill leaves is finished, undone or set aside.
+
+    RUN/_saving/checkpoint-80/wsd.json   the record of a checkpoint that is being saved; gone when all of it is there
+    RUN/_replaced-checkpoint-80/         the checkpoint that it replaces; saving writes in place
+    RUN/_damaged-checkpoint-80/          one that was cut short, out of sight of Trainer, which takes the newest unchecked
+
+Each step is a rename or can be repeated, so that a kill in the middle of mending is mended too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from hf_wsd.checkpoint import FORK_POINTS, cut_short, newest_whole, step_in_name
+from hf_wsd.errors import CheckpointError
+from hf_wsd.lineage import RECORD, Lineage
+
+SAVING = "_saving"
+REPLACED, DAMAGED = "_replaced-", "_damaged-"
+_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")  # of the files that `save_model` and a checkpoint share
+_NOT_MODEL = ("trainer_state.json", RECORD)
+
+
+def announce(own: Path, record: Lineage) -> None:
+    """Write the record of a checkpoint down before the checkpoint is saved.
+
+    Args:
+        own: where it will be saved.
+        record: what will lie in it.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from hf_wsd.builders import wsd
+    >>> with TemporaryDirectory() as run:
+    ...     announce(Path(run) / "checkpoint-80", Lineage(step=80, kind="periodic", schedule=wsd(100)))
+    ...     Lineage.read(Path(run) / SAVING / "checkpoint-80").step
+    80
+    """
+    announced = own.parent / SAVING / own.name
+    announced.mkdir(parents=True, exist_ok=True)
+    record.write(announced)
+
+
+def make_way(own: Path) -> None:
+    """Put an older checkpoint of the step that is about to be saved out of the way.
+
+    Saving writes in place: a kill in the middle would leave files of both, each of them whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "checkpoint-80").mkdir()
+    ...     make_way(Path(run) / "checkpoint-80")
+    ...     [path.name for path in Path(run).iterdir()]
+    ['_replaced-checkpoint-80']
+    """
+    if own.exists():
+        _move(own, own.with_name(REPLACED + own.name))
+
+
+def conclude(own: Path) -> None:
+    """After a checkpoint was saved, with its record and its kept copy: delete what its save and a kill have left.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "_damaged-checkpoint-80").mkdir()
+    ...     conclude(Path(run) / "checkpoint-80")
+    ...     list(Path(run).iterdir())
+    []
+    """
+    saving = own.parent / SAVING
+    for left in (own.with_name(REPLACED + own.name), own.with_name(DAMAGED + own.name), saving / own.name):
+        shutil.rmtree(left, ignore_errors=True)
+    for torn in own.glob(f".{RECORD}.*"):
+        torn.unlink(missing_ok=True)
+    if saving.is_dir() and not any(saving.iterdir()):
+        saving.rmdir()
+
+
+def finish_saves(run: Path) -> None:
+    """Finish each save of a run that a kill has cut short where the checkpoint is whole, and undo the others.
+
+    Only where nobody trains in the folder.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from hf_wsd.builders import wsd
+    >>> with TemporaryDirectory() as run:
+    ...     own = Path(run) / "checkpoint-80"
+    ...     announce(own, Lineage(step=80, kind="periodic", schedule=wsd(100)))
+    ...     finish_saves(Path(run))  # nothing of it was saved
+    ...     list(Path(run).iterdir())
+    []
+    """
+    for announced in (run / SAVING).glob("*/"):
+        own, replaced = run / announced.name, run / (REPLACED + announced.name)
+        if own.is_dir() and not cut_short(own):
+            _finish(own, announced)
+        elif replaced.is_dir():
+            shutil.rmtree(own, ignore_errors=True)
+            replaced.replace(own)
+            shutil.rmtree(announced)
+            continue
+        elif own.is_dir():  # `set_damaged_aside` says so
+            shutil.rmtree(announced)
+            continue
+        conclude(own)
+
+
+def _finish(own: Path, announced: Path) -> None:
+    record = Lineage.read(announced)
+    if not (own / RECORD).exists():
+        record.write(own)
+    if record.kind != "periodic":
+        link_checkpoint(own, own.parent / FORK_POINTS / own.name)
+
+
+def newest_cut_short(run: Path) -> dict[Path, list[str]]:
+    """The checkpoints of Trainer's in a run's folder that are newer than its newest whole one, and what is wrong.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "checkpoint-80").mkdir()
+    ...     [path.name for path in newest_cut_short(Path(run))]
+    ['checkpoint-80']
+    """
+    found: dict[Path, list[str]] = {}
+    own = [path for path in run.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdecimal()]
+    for path in sorted(own, key=step_in_name, reverse=True):
+        if not (problems := cut_short(path)):
+            break
+        found[path] = problems
+    return found
+
+
+def refuse_damage(damage: list[str], on_damage: str | None) -> None:
+    """Refuse to go on from an older checkpoint than the newest, where the user has asked for that.
+
+    Args:
+        damage: what is wrong with the newer ones.
+        on_damage: the user's word: "refuse", else they are passed over.
+
+    Raises:
+        CheckpointError: as said.
+
+    >>> refuse_damage(["checkpoint-80 is damaged."], "refuse")
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.CheckpointError: checkpoint-80 is damaged.
+    This is refused, as asked (--on-damage refuse, HF_WSD_ON_DAMAGE). Say pass-over to go on from an older one
+    """
+    if damage and on_damage == "refuse":
+        raise CheckpointError(
+            "\n".join(damage) + "\nThis is refused, as asked (--on-damage refuse, HF_WSD_ON_DAMAGE). Say pass-over to "
+            "go on from an older one"
+        )
+
+
+def set_aside(damaged: Path) -> Path:
+    """Rename a damaged checkpoint so that nobody resumes from it; returns its new path.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "checkpoint-80").mkdir()
+    ...     set_aside(Path(run) / "checkpoint-80").name
+    '_damaged-checkpoint-80'
+    """
+    aside = damaged.with_name(DAMAGED + damaged.name)
+    _move(damaged, aside)
+    return aside
+
+
+def put_back(run: Path) -> Path | None:
+    """Where a run's newest whole checkpoint is a kept copy alone: put it where Trainer looks; returns it then.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     put_back(Path(run)) is None
+    True
+    """
+    newest, _ = newest_whole(run)
+    if newest is None or newest.parent.name != FORK_POINTS or (run / newest.name).exists():
+        return None
+    link_checkpoint(newest, run / newest.name)
+    return run / newest.name
+
+
+def restore_model(run: Path, checkpoint: Path, *, like: Path | None = None) -> list[str]:
+    """Copy the model of a run's last checkpoint into the run's folder, where a kill has cut its own save short.
+
+    Args:
+        run: the run's folder.
+        checkpoint: the last of the run.
+        like: a finished run of the same script: only files that it has are copied.
+
+    Returns:
+        The names of the copied files; none where the run's best model may be another than its last.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     checkpoint = Path(run) / "checkpoint-80"
+    ...     checkpoint.mkdir()
+    ...     _ = (checkpoint / "config.json").write_text("{}"), (checkpoint / "trainer_state.json").write_text("{}")
+    ...     restore_model(Path(run), checkpoint), restore_model(Path(run), checkpoint)
+    (['config.json'], [])
+    """
+    state = checkpoint / "trainer_state.json"
+    if state.exists() and json.loads(state.read_text()).get("best_model_checkpoint"):
+        return []
+    copied = []
+    for file in sorted(file for file in checkpoint.iterdir() if file.suffix in _MODEL and file.name not in _NOT_MODEL):
+        own = run / file.name
+        as_long = own.exists() and own.stat().st_size == file.stat().st_size
+        if not as_long and (like is None or (like / file.name).exists()):
+            shutil.copyfile(file, own)
+            copied.append(file.name)
+    return copied
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Make `target` a copy of a checkpoint that costs no space: hard links, or real copies across devices.
+
+    A copy and not a symlink, because Trainer's rotation deletes what a symlink points to. An older copy is replaced:
+    torch.save truncates in place, so a checkpoint saved twice writes through its old links.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     checkpoint, kept = Path(run) / "checkpoint-80", Path(run) / FORK_POINTS / "checkpoint-80"
+    ...     checkpoint.mkdir()
+    ...     (checkpoint / "trainer_state.json").touch()
+    ...     link_checkpoint(checkpoint, kept)
+    ...     kept.joinpath("trainer_state.json").samefile(checkpoint / "trainer_state.json")
+    True
+    """
+    new, old = (target.with_name(f".{target.name}.{word}.{os.getpid()}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(source, new, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(f".{RECORD}.*"))
+    if target.exists():
+        _move(target, old)
+    new.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    source.replace(target)
