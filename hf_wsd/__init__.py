@@ -31,6 +31,8 @@ _HOMES = {
     "WSDCallback": "callback",
     "WSDLoop": "loop",
     "register": "registration",
+    "Family": "one_process",
+    "train_family": "one_process",
     "WSDError": "errors",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,14 +12,17 @@ from transformers.utils import logging
 
 from hf_wsd.asked import check_kwargs
 from hf_wsd.by_name import BUILDERS, refuse_ignored_settings
+from hf_wsd.casts import cast
+from hf_wsd.damage import mend
 from hf_wsd.decision import Decision, Request
 from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
-from hf_wsd.lineage import Lineage
+from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
 from hf_wsd.randomness import Randomness
+from hf_wsd.ranks import from_main
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
 from hf_wsd.settings import Settings
 from hf_wsd.signals import spare_workers
@@ -40,13 +44,18 @@ class WSDCallback(TrainerCallback):
 
     Its settings are the HF_WSD_* variables (`hf_wsd.settings.Settings`). It evaluates only where the Trainer has an
     `eval_strategy`: without one nobody can tell whether there is an evaluation set.
+
+    Args:
+        allow: differences to the checkpoint's run that are meant (`hf_wsd.sameness.NAMES`), for
+            `Trainer(callbacks=[WSDCallback(allow=["learning_rate"])])`.
     """
 
     trainers: ClassVar[int] = 0  # made in this process; a script without any steps its scheduler in its own way
     folder: ClassVar[Path | None] = None  # --output_dir of the newest of them
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Iterable[str] = ()) -> None:
         WSDCallback.trainers += 1
+        self._allow = frozenset(allow)
         self._scheduler: WSDScheduler | None = None  # None: this run is not ours
         self._start: Start
         self._keeper: Keeper
@@ -56,7 +65,10 @@ class WSDCallback(TrainerCallback):
         self._skipped_updates = 0
         self._live: Live
         self._ends: str | None = None
-        self.goes_on = False  # the script goes back to the fork point after a decay on demand
+        self._save_put_off = False  # there was no room for it
+        self.goes_on = False  # the script can go back to the fork point of a decay on demand; see `one_process`
+        self.then = "stop"  # what such a wish means if it does not say
+        self.stops_at: frozenset[int] = frozenset()
 
     @property
     def record(self) -> Lineage | None:
@@ -82,10 +94,14 @@ class WSDCallback(TrainerCallback):
         self._live.ask(Request(**{"by": "the script"} | decay))
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refuse `lr_scheduler_kwargs` that transformers could not hand to our schedules."""
+        """Refuse what Trainer could not use: `lr_scheduler_kwargs`, and a damaged checkpoint, which it would pick."""
         if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in BUILDERS:
             check_kwargs(args.lr_scheduler_kwargs)
+            if self._allow:  # what Trainer will hand to the scheduler that it makes
+                known = cast("allow", (args.lr_scheduler_kwargs or {}).get("allow")) or ()
+                args.lr_scheduler_kwargs = {**(args.lr_scheduler_kwargs or {}), "allow": [*known, *self._allow]}
             WSDCallback.folder = Path(args.output_dir)
+            mend(Path(args.output_dir), Settings.from_env(), named=args.resume_from_checkpoint)
             reach_decided_end(args)
 
     def on_train_begin(
@@ -120,7 +136,8 @@ class WSDCallback(TrainerCallback):
         state.max_steps = self._start.last_step
         state.compute_steps(args, state.max_steps)  # a resume would keep the checkpoint's intervals
         move_data(train_dataloader, self._start.record.moved_data, args, step=state.global_step)
-        if scheduler.intent == "branch" or just_rewound(self._start.record):  # the trunk's best model says nothing about the branch, and could displace it
+        if scheduler.intent == "branch" or just_rewound(self._start.record):
+            # the trunk's best model says nothing about this run, and could displace it
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             state.log_history = []
         self._losses = {}
@@ -128,8 +145,10 @@ class WSDCallback(TrainerCallback):
             self._keeper.begin(state.global_step, tokens=self._tokens(state))
             logger.warning(self._start.announcement)
         self._randomness = Randomness.now() if args.eval_on_start else None
-        self._live = listen(job, self._start, settings, main=state.is_world_process_zero, goes_on=self.goes_on)
-        self._ends = None
+        self._live = listen(
+            job, self._start, settings, main=state.is_world_process_zero, goes_on=self.goes_on, then=self.then
+        )
+        self._ends, self._save_put_off = None, False
         spare_workers(train_dataloader)
 
     def on_step_begin(
@@ -160,6 +179,17 @@ class WSDCallback(TrainerCallback):
         self._losses = {}
         self._obey(self._live.after_update(step), args, state, control)
         self._randomness = Randomness.now()  # at every step: a later callback may ask for an evaluation too
+        self._prepare_save(state, control)
+
+    def _prepare_save(self, state: TrainerState, control: TrainerControl) -> None:
+        """Announce a save that is due; one that would fail is put off, for Trainer ends the training with its error."""
+        if control.should_save or self._save_put_off:
+            ready = None
+            if state.is_world_process_zero:
+                now = self._now(state)
+                ready = self._keeper.make_ready(state.global_step, again=not control.should_save, **now)
+            control.should_save = bool(from_main(ready))
+            self._save_put_off = not control.should_save
 
     def _obey(self, verdict: Verdict, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Do what all processes have agreed on."""
@@ -172,16 +202,19 @@ class WSDCallback(TrainerCallback):
             if self._scheduler is not None and decision.then == "stop":
                 self._scheduler.decide(decision.schedule, decision.fork)
                 state.max_steps = decision.end
-            if decision.stops_first:
+            control.should_training_stop |= decision.stops_first
+            if decision.stops_first and not self.goes_on:
                 self._ends = f"its planned end is before step {decision.end}, where the decay ends"
         control.should_save |= decision is not None or self._ends is not None
+        control.should_training_stop |= state.global_step in self.stops_at
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluations by epoch are due here."""
+        """Evaluations and saves by epoch are due here."""
         if self._scheduler is not None:
             self._randomness = Randomness.now()
+            self._prepare_save(state, control)
 
     def on_evaluate(
         self,
@@ -197,6 +230,8 @@ class WSDCallback(TrainerCallback):
         if self._randomness is not None:
             self._randomness.restore()
         self._losses |= losses_of(metrics or {})
+        if control.should_save and state.is_world_process_zero:
+            self._keeper.announce(state.global_step, **self._now(state))
         self._live.evaluated()
 
     def on_log(
@@ -218,7 +253,18 @@ class WSDCallback(TrainerCallback):
         logs["phase"] = phase.number
         if state.is_world_process_zero:
             numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-            self._keeper.log({"step": state.global_step} | numbers | {"phase": phase.value})
+            if "train_runtime" not in numbers or state.global_step == self._start.last_step:  # of a whole run
+                self._keeper.log({"step": state.global_step} | numbers | {"phase": phase.value})
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the record in what is pushed: Trainer pushes a checkpoint before it calls `on_save`."""
+        if self._scheduler is None or not state.is_world_process_zero:
+            return
+        own = self._keeper.checkpoint(state.global_step)
+        if own.is_dir() and not (own / RECORD).exists():
+            self._keeper.save(state.global_step, at=own, keep=False, **self._now(state))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the record beside the checkpoint, and keep the checkpoint if it is one to fork from."""
@@ -226,12 +272,7 @@ class WSDCallback(TrainerCallback):
             return
         PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
         if state.is_world_process_zero:
-            self._keeper.save(
-                state.global_step,
-                tokens=self._tokens(state),
-                losses=self._losses,
-                skipped_updates=self._skipped_updates,
-            )
+            self._keeper.save(state.global_step, **self._now(state))
         self._live.saved()
         if self._ends:
             self._live.end_job(self._ends, step=state.global_step)
@@ -242,6 +283,10 @@ class WSDCallback(TrainerCallback):
         """Stop listening for signals and wishes."""
         if self._scheduler is not None:
             self._live.close()
+
+    def _now(self, state: TrainerState) -> dict[str, Any]:
+        """What the record of this step's checkpoint has of its own."""
+        return {"tokens": self._tokens(state), "losses": self._losses, "skipped_updates": self._skipped_updates}
 
     def _tokens(self, state: TrainerState) -> int | None:
         """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""

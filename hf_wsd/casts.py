@@ -95,3 +95,12 @@ def cast(name: str, value: Any) -> Any:
     except (AttributeError, TypeError, ValueError, OverflowError):
         kind = CASTS[name].__name__.strip("_").replace("_", " ")
         raise SettingsError(f"{name}={value!r} cannot be read as {kind}") from None
+
+
+def show_numbers(named: Mapping[str, float]) -> str:
+    """Named numbers as people type them.
+
+    >>> show_numbers({"beta2": 0.99, "weight_decay": 0.05})
+    'beta2=0.99 weight_decay=0.05'
+    """
+    return " ".join(f"{name}={number}" for name, number in named.items())

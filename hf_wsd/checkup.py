@@ -166,10 +166,10 @@ def examine(folder: Path) -> dict[str, Any]:
 
 
 def job_facts(straight: Path) -> dict[str, Any]:
-    """What the job was, as its own processes tell: device, engine, versions, processes, precision, parameters."""
+    """What the job was, as its own processes tell: engine, versions, processes, device, precision, parameters."""
     record = Lineage.read(_last(straight))
     begin = next(row for row in read_times(straight) if row["event"] == "begin")
-    facts = {"device": begin["device"], "engine": begin["engine"], "versions": dict(record.versions)}
+    facts = {"engine": begin["engine"], "versions": dict(record.versions)}
     return facts | dict(record.setup) | {"parameters": record.parameters, "tokens_per_step": record.tokens_per_step}
 
 

@@ -14,10 +14,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from hf_wsd.adopting import adopt
 from hf_wsd.doctor import doctor
 from hf_wsd.errors import SettingsError, WSDError
 from hf_wsd.planning import plan
 from hf_wsd.pruning import prune
+from hf_wsd.rewinding import rewind
 from hf_wsd.shapes import shape_names
 
 app = typer.Typer(
@@ -32,12 +34,17 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The --output_dir
 LauncherWords = Annotated[
     str | None, typer.Option(help="What starts the processes: 'accelerate launch --config_file x.yaml'.")
 ]
+ScriptArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="-- ARGUMENT", help="More arguments for the script: -- --decay_dataset code.jsonl"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 @app.command()
 def decay(
     run: RunFolder,
+    arguments: ScriptArguments = None,
     budgets: Annotated[
         list[str] | None, typer.Option(help="Decayed models wanted: tokens (2M, 1.5B) or steps.")
     ] = None,
@@ -47,12 +54,23 @@ def decay(
     decay_type: Annotated[str | None, typer.Option(help=f"Shape: {shape_names()}.")] = None,
     decay_params: Annotated[list[str] | None, typer.Option(metavar="NAME=X", help="Parameters of the shape.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
+    optimizer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="Of the optimizer in the decay: beta2, weight_decay.")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train the decay without --optimizer and ARGUMENTS too.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Differences to the trunk that are meant: device, threads.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
     launcher: LauncherWords = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Ask the job that is training in RUN to decay now.")] = False,
-    then: Annotated[str, typer.Option(help="After --now: stop, or continue the trunk (recipes/pretrain.py).")] = "stop",
+    then: Annotated[
+        str | None, typer.Option(help="After --now: stop, or continue the trunk (recipes/pretrain.py).")
+    ] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="With --now: past the run's planned end if need be.")
     ] = False,
@@ -64,9 +82,10 @@ def decay(
     What is not given is as the trunk was started: its budgets, decay fraction and shape.
     """
     if now:
-        if budgets or at or name or launcher or dry_run:
+        if budgets or at or name or launcher or dry_run or allow or arguments or optimizer or control:
             raise SettingsError(
-                "--now asks a running job for its decay: no --budgets, --at, --name, --launcher, --dry-run"
+                "--now asks a running job for its decay: no --budgets, --at, --name, --launcher, --dry-run, "
+                "--allow, --optimizer, --control, and no arguments of the script"
             )
         asked: dict[str, Any] = {"decay_fraction": decay_fraction, "num_decay_steps": decay_steps, "then": then}
         asked |= {"decay_type": decay_type, "decay_params": decay_params, "min_lr_ratio": min_lr_ratio}
@@ -74,14 +93,24 @@ def decay(
     from hf_wsd.casts import cast
     from hf_wsd.family import read_run
     from hf_wsd.forking import fork_all, plan_decays
-    from hf_wsd.running import branch_command, read_launcher, run_branches, show_command
+    from hf_wsd.running import read_arguments, read_launcher
 
     words = read_launcher(launcher) if launcher is not None else []
     trunk = read_run(run)
     steps = cast("num_decay_steps", decay_steps)  # read as a number, so that a fraction gets its own message
     plan = plan_decays(trunk, budgets=budgets or (), at=at or (), num_decay_steps=steps, decay_fraction=decay_fraction)
     shape = {"decay_type": decay_type, "decay_params": cast("decay_params", decay_params), "min_lr_ratio": min_lr_ratio}
-    branches = fork_all(trunk, plan, **shape, name=name)
+    changes = {"arguments": read_arguments(arguments or ()), "optimizer": cast("decay_optimizer", optimizer)}
+    branches = fork_all(trunk, plan, **shape, **changes, allow=allow or (), control=control, name=name)
+    _run_branches(run, branches, words, jobs=jobs, dry_run=dry_run, as_json=as_json)
+
+
+def _run_branches(
+    run: Path, branches: Sequence[Any], words: list[str], *, jobs: int, dry_run: bool, as_json: bool
+) -> None:
+    """Say what is planned, and train it."""
+    from hf_wsd.running import branch_command, run_branches, show_command
+
     for branch in branches:
         talk.print(str(branch) + (" (finished)" if branch.finished else ""))
         for problem in branch.damage:
@@ -132,6 +161,8 @@ def _tell(branch: Any, event: str) -> bool:
 
 app.command("fork", hidden=True)(decay)
 app.command()(plan)
+app.command()(adopt)
+app.command()(rewind)
 app.command()(prune)
 app.command()(doctor)
 
@@ -198,6 +229,9 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+_PAIRS = (["--decay-params"], ["--optimizer"])
+
+
 def spread(argv: Sequence[str]) -> list[str]:
     """`--budgets 1B 2B` as `--budgets 1B --budgets 2B`, the form that typer reads; what follows `--` is another's.
 
@@ -205,13 +239,15 @@ def spread(argv: Sequence[str]) -> list[str]:
     ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
     """
     from hf_wsd.lengths import is_length
+    from hf_wsd.sameness import NAMES
 
     spread_out: list[str] = []
     ours = argv.index("--") if "--" in argv else len(argv)
     for word in argv[:ours]:
         before = spread_out[-2:-1]
         lengths = before in (["--budgets"], ["--at"], ["--steps"])
-        if (lengths and is_length(word)) or (before == ["--decay-params"] and "=" in word):
+        names = before == ["--allow"] and word in NAMES
+        if (lengths and is_length(word)) or (before in _PAIRS and "=" in word) or names:
             spread_out += before
         spread_out.append(word)
     return [*spread_out, *argv[ours:]]

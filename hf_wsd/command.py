@@ -33,14 +33,16 @@ _YAML_ANCHOR = re.compile(r"(?:^|[\s[{,])[&*]\w", re.MULTILINE)
 _LARGEST_ARGUMENT_FILE = 64 * 1024  # bytes
 
 
-def capture_command(world_size: int = 1, length_flag: str = "max_steps") -> Command:
-    """The `Command` of this process, secrets left out before anything is written.
+def capture_command(
+    world_size: int = 1, length_flag: str = "max_steps", *, argv: Sequence[str] | None = None
+) -> Command:
+    """The `Command` of this process, secrets left out before anything is written; or that of other words.
 
     >>> command = capture_command(world_size=2)
     >>> command.world_size, command.cwd == os.getcwd(), "PATH" in command.environment
     (2, True, False)
     """
-    argv = sys.orig_argv[1:]
+    argv = sys.orig_argv[1:] if argv is None else argv
     while argv and argv[0] == "-u":  # torchrun's own; a replay under torchrun gets it again
         argv = argv[1:]
     return Command(

@@ -22,31 +22,32 @@ logger = logging.get_logger(__name__)
 _ORPHANS = 10.0  # seconds: data loader workers outlive a killed process by five, and have its lock
 
 
-def mend(run: Path, settings: Settings, *, named: str | None = None) -> None:
+def mend(run: Path, settings: Settings, *, named: object = None) -> None:
     """Have a run's folder hold whole checkpoints before one is looked for; all processes of a job have to ask.
 
     Args:
         run: the run's folder.
         settings: what is to be done about damage.
-        named: the checkpoint that the user named; what is newer may then be damaged.
+        named: what the user asked to resume from; where that is a checkpoint, newer ones may be damaged.
 
     Raises:
         CheckpointError: the named checkpoint, or the newest where damage is to be refused, is not whole.
     """
-    refused = from_main(_mend(run, settings, named) if PartialState().is_main_process else None)
+    path = Path(named) if isinstance(named, str) and Path(named).is_dir() else None
+    refused = from_main(_mend(run, settings, path) if PartialState().is_main_process else None)
     if refused is not None:
         raise CheckpointError(refused)
 
 
-def _mend(run: Path, settings: Settings, named: str | None) -> str | None:
+def _mend(run: Path, settings: Settings, named: Path | None) -> str | None:
     """Mend, on the main process; returns why the run is refused."""
     try:
         if newest_cut_short(run) or (run / SAVING).is_dir():
             with _alone(run, in_branch=settings.branch is not None) as alone:
                 if alone:
                     _settle(run, settings, named)
-        if named is not None and Path(named).is_dir():
-            check_checkpoint(Path(named))
+        if named is not None:
+            check_checkpoint(named)
     except CheckpointError as error:
         return str(error)
     except OSError as error:  # nothing can be written there: whoever trains will be told
@@ -54,7 +55,7 @@ def _mend(run: Path, settings: Settings, named: str | None) -> str | None:
     return None
 
 
-def _settle(run: Path, settings: Settings, named: str | None) -> None:
+def _settle(run: Path, settings: Settings, named: Path | None) -> None:
     finish_saves(run)
     damaged = newest_cut_short(run)
     told = [f"{path} is damaged: {'; '.join(problems)}." for path, problems in damaged.items()]

@@ -37,7 +37,7 @@ class Request:
     Args:
         by: who asks: "hf-wsd decay", "SIGUSR1", "the script", "--finish-by", "--time-budget" or "--on-job-end".
         num_decay_steps, decay_fraction, decay_type, decay_params, min_lr_ratio: of the decay; None is the run's own.
-        then: "stop" with the decayed model, or "continue" the trunk from the fork point.
+        then: "stop" with the decayed model, or "continue" the trunk from the fork point; None is the script's own.
         extend: let the run grow past its planned end where the decay needs it.
         id: of this wish, so that its answer is known.
 
@@ -51,12 +51,12 @@ class Request:
     decay_type: str | None = None
     decay_params: Mapping[str, float] | None = None
     min_lr_ratio: float | None = None
-    then: str = "stop"
+    then: str | None = None
     extend: bool = False
     id: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
-        if self.then not in THEN:
+        if self.then not in (None, *THEN):
             raise SettingsError(unknown("value of --then", self.then, THEN))
 
     def length(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ decay steps or ask for --extend
         end=decay.end,
         schedule=forked,
         by=request.by,
-        then=request.then,
+        then=request.then or "stop",
         stops_first=decay.end > planned_end,
     )
 

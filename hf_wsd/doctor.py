@@ -128,10 +128,12 @@ def _surroundings(found: Mapping[str, Any]) -> Iterator[str]:
     if job := found.get("job"):
         yield ", ".join(f"{name} {version}" for name, version in job["versions"].items())
         several = f"{job['world_size']} process{'es' * (job['world_size'] > 1)}"
-        yield f"{several} on {job['device']}, engine {job['engine']}, {job['precision']}, threads: {job['threads']}"
-    yield f"{machine['cpus']} CPUs, OMP_NUM_THREADS {machine['omp_num_threads'] or 'not set'}, " + (
-        f"compiler {machine['compiler']}" if machine["compiler"] else "no compiler: --torch_compile will fail"
-    )
+        engine = "" if job["engine"] == "NO" else f" ({job['engine']})"
+        compiled = ", compiled" * bool(job.get("torch_compile"))
+        yield f"{several} on {job['device']}{engine}, {job['precision']}{compiled}, threads: {job['threads']}"
+    compiler = " and ".join(filter(None, [machine["compiler"], "triton" * machine["triton"]])) or "no compiler"
+    threads = machine["omp_num_threads"] or "not set"
+    yield f"{machine['cpus']} CPUs, OMP_NUM_THREADS {threads}, for torch.compile: {compiler} (not tried)"
     links = "hard links" if folder["hard_links"] else "NO hard links (kept checkpoints are copies: twice the disk)"
     locks = "locks" if folder["locks"] else "NO file locks (nothing stops a second process in a run's folder)"
     speed = f"{show_bytes(folder['written_bytes_per_second'])}/s written and synced"

@@ -96,7 +96,7 @@ def read_instant(text: str, *, now: float | None = None, name: str = "an instant
             "2026-12-01T08:00+02:00"
         ) from None
     if now is not None and instant.timestamp() <= now:
-        clock = datetime.fromtimestamp(now, instant.tzinfo).astimezone(instant.tzinfo).isoformat(timespec="minutes")
+        clock = datetime.fromtimestamp(now).astimezone(instant.tzinfo).isoformat(timespec="minutes")
         raise SettingsError(
             f"{name} {text} is past: it is {clock} now ({show_duration(now - instant.timestamp())} later). Give a "
             "later one"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_wsd.checkpoint import FORK_POINTS, check_checkpoint, saved_checkpoints, step_in_name
+from hf_wsd.decision import DECISION
 from hf_wsd.errors import CheckpointError
 from hf_wsd.history import HISTORY, read_history, to_json, write_atomically
 from hf_wsd.lineage import BRANCHES, RECORD, Lineage, Parent
@@ -52,7 +53,7 @@ def point_to_extend(run: Path, newest: Path, schedule: Schedule) -> tuple[Path, 
     ...     point_to_extend(Path("RUN"), Path(newest), wsd(100))[1]
     ''
     """
-    if not (newest / RECORD).exists():
+    if not (newest / RECORD).exists() or (run / DECISION).exists():  # a decay that was asked for is followed
         return newest, ""
     record = Lineage.read(newest)
     difference = record.schedule.difference(schedule, until=record.step)

@@ -58,6 +58,11 @@ class Run:
         return self.planned is not None and self.planned.intent == "rewind"
 
     @property
+    def changed(self) -> str:
+        """In what its decay differs from one that only lowers the lr, in a few words; "" where it does not."""
+        return (self.latest if self.records else self.identity).changed
+
+    @property
     def steps_done(self) -> int:
         """Updates done, as far as records and history tell; a branch that has not begun is at its fork point."""
         begin = self.planned.step if self.planned else 0

@@ -15,14 +15,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from hf_wsd.casts import show_numbers
 from hf_wsd.checkpoint import check_checkpoint, newest_whole, step_in_name
 from hf_wsd.command import scrub_arguments
 from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import show_tokens
 from hf_wsd.lineage import BRANCHES, RECORD, Lineage, Parent
+from hf_wsd.mending import refuse_damage
 from hf_wsd.plan import Decay, Plan, branch_name
+from hf_wsd.sameness import check_names
 from hf_wsd.segment import Phase
+from hf_wsd.settings import Settings
 from hf_wsd.shape_lookup import find_shape
 
 _OWN_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "max_steps", "max_train_steps", "num_train_epochs")
@@ -74,6 +78,7 @@ def fork(
     name: str | None = None,
     arguments: Sequence[str] = (),
     optimizer: Mapping[str, float] | None = None,
+    allow: Iterable[str] = (),
 ) -> Branch:
     """The branch of a run for one decay; nothing is written.
 
@@ -86,6 +91,7 @@ def fork(
         name: the branch's folder name; "<fork>-<shape>-<decay steps>", and what else it changes, if None.
         arguments: further arguments of its script.
         optimizer: settings of the optimizer in the decay.
+        allow: names of differences to the trunk that are meant; see `hf_wsd.sameness.NAMES`.
 
     Raises:
         ForkError: the fork point is in the warm-up or a decay, past the end, or has no checkpoint.
@@ -117,6 +123,7 @@ def fork(
         decay_data={},
         arguments=tuple(arguments),
         optimizer=dict(optimizer or {}),
+        sameness={"allowed": sorted(check_names(allow))} if allow else {},
     )
     return continued(Branch(folder=folder, record=planned, checkpoint=parent))
 
@@ -131,12 +138,13 @@ def fork_all(
     name: str | None = None,
     arguments: Sequence[str] = (),
     optimizer: Mapping[str, float] | None = None,
+    allow: Iterable[str] = (),
     control: bool = False,
 ) -> list[Branch]:
     """The branches of a plan; shape, minimum and optimizer are those the trunk (or the line) was started with.
 
     Args:
-        run, decay_type, decay_params, name, arguments, optimizer: as in `fork`.
+        run, decay_type, decay_params, name, arguments, optimizer, allow: as in `fork`.
         plan: fork points and ends.
         min_lr_ratio: lr at the end of a decay / peak lr.
         control: with each branch the one without its arguments and settings of the optimizer, to compare it with.
@@ -165,7 +173,7 @@ def fork_all(
     ]
     if control:
         kinds.append({"name": name and f"{name}-control", "optimizer": own_optimizer})
-    branches = (fork(run, decay, **shape, **kind) for decay in plan.decays for kind in kinds)
+    branches = (fork(run, decay, **shape, **kind, allow=allow) for decay in plan.decays for kind in kinds)
     return list({branch.folder: branch for branch in branches}.values())  # 2M and its number of steps are one branch
 
 
@@ -201,7 +209,9 @@ def continued(branch: Branch) -> Branch:
                 f"{branch.folder} is another branch already ({was or 'nothing changed'}; asked: "
                 f"{asked or 'nothing changed'}): give this one a --name of its own"
             )
-    newest, damage = newest_whole(branch.folder, needs=RECORD)
+    begun = replace(begun, sameness={**begun.sameness, **branch.record.sameness})  # the first try may have been refused
+    newest, damage = newest_whole(branch.folder)
+    refuse_damage(damage, Settings.from_env().on_damage)
     finished = newest is not None and step_in_name(newest) == branch.end
     checkpoint = newest or branch.checkpoint
     return replace(branch, record=begun, checkpoint=checkpoint, finished=finished, damage=tuple(damage))
@@ -227,7 +237,7 @@ def _no_checkpoint(run: Run, decay: Decay) -> str:
 def prepare(branch: Branch) -> None:
     """Write the branch's record into its folder: from now on it can be started, and started again."""
     branch.folder.mkdir(parents=True, exist_ok=True)
-    if not (branch.folder / RECORD).exists():
+    if not (branch.folder / RECORD).exists() or Lineage.read(branch.folder).sameness != branch.record.sameness:
         branch.record.write(branch.folder)
 
 
@@ -258,7 +268,7 @@ def plan_decays(
         )
     length: dict[str, Any] = {
         "tokens_per_step": latest.tokens_per_step,
-        "samples_per_step": _samples_per_step(latest),
+        "samples_per_step": samples_per_step(latest),
         "num_decay_steps": num_decay_steps,
         "decay_fraction": decay_fraction,
     }
@@ -267,7 +277,8 @@ def plan_decays(
     return replace(plan, decays=plan.decays + forks.decays)
 
 
-def _samples_per_step(record: Lineage) -> int | None:
+def samples_per_step(record: Lineage) -> int | None:
+    """Samples of one update over all processes; None where nobody knows."""
     if asked := record.settings.get("samples_per_step"):
         return int(asked)
     parts = [part for name in _BATCH if isinstance(part := record.setup.get(name), int)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -80,6 +81,9 @@ def cut_history(run: Path, *, after: int) -> None:
 def append_history(run: Path, row: Mapping[str, Any]) -> None:
     """Add one row to `wsd.jsonl`, on a line of its own even where a crash has torn the last one.
 
+    Raises:
+        OSError: there is no room for it; nothing of it is written.
+
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as run:
     ...     _ = (Path(run) / HISTORY).write_text('{"step": 10, "lo')
@@ -87,10 +91,14 @@ def append_history(run: Path, row: Mapping[str, Any]) -> None:
     ...     read_history(Path(run))
     [{'step': 10, 'loss': 3.5}]
     """
-    with (run / HISTORY).open("a+b") as stream:
-        stream.seek(max(0, stream.tell() - 1))
-        torn = stream.read(1) not in (b"", b"\n")
-        stream.write(b"\n" * torn + to_json(row).encode() + b"\n")
+    text = to_json(row).encode() + b"\n"
+    with (run / HISTORY).open("a+b", buffering=0) as stream:
+        size = stream.tell()
+        stream.seek(max(0, size - 1))
+        text = b"\n" * (stream.read(1) not in (b"", b"\n")) + text
+        if stream.write(text) != len(text):  # the disk is full
+            stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / HISTORY))
 
 
 def losses_of(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import ceil, inf
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 from transformers.utils import logging
@@ -41,6 +42,8 @@ class JobClock:
         SettingsError: a time that cannot be read, or of a fresh run one that is past.
     """
 
+    counted_until: ClassVar[float] = 0.0  # in this process
+
     def __init__(
         self,
         run: Path,
@@ -54,15 +57,17 @@ class JobClock:
         self._counts = dict.fromkeys(("steps", "evaluations", "saves"), 0)  # over all jobs
         self._written = self._last
         self.pace = Pace() if fresh else self._read()
-        began = psutil.Process().create_time() if clock is time.time else self._last
+        process = psutil.Process().create_time() if clock is time.time else self._last
+        began = max(JobClock.counted_until, process)  # an earlier run in this process has counted its part
         self._job_end = slurm_end(env) or inf
         if settings.job_time_limit is not None:
-            self._job_end = min(self._job_end, began + read_duration(settings.job_time_limit, "job_time_limit"))
+            self._job_end = min(self._job_end, process + read_duration(settings.job_time_limit, "job_time_limit"))
         wanted = self._wanted(settings, began, fresh=fresh)
         self.asked_by = min(wanted, key=lambda name: wanted[name], default="")
         self._deadline = Deadline(at=wanted[self.asked_by], job_end=self._job_end) if wanted else None
         self.decays_on_job_end = settings.on_job_end == "decay"
         self.pace.start(self._last - began)
+        JobClock.counted_until = self._last
 
     def _wanted(self, settings: Settings, began: float, *, fresh: bool) -> dict[str, float]:
         """The times by which a decayed model is wanted, by the setting that wants it."""
@@ -94,6 +99,7 @@ class JobClock:
     def _lap(self, kind: str) -> float:
         self._counts[kind] += 1
         last, self._last = self._last, self._clock()
+        JobClock.counted_until = self._last
         return self._last - last
 
     def job_must_end(self) -> bool:

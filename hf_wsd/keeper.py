@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,13 +20,17 @@ from weakref import finalize
 
 from transformers.utils import logging
 
-from hf_wsd.checkpoint import FORK_POINTS, step_in_name
+from hf_wsd.checkpoint import FORK_POINTS, cut_short, saved_checkpoints, step_in_name
+from hf_wsd.disk import used_bytes
 from hf_wsd.extending import set_former_end_aside
-from hf_wsd.history import append_history, cut_history
+from hf_wsd.history import append_history, cut_history, losses_of, read_history
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.lock import take_lock
+from hf_wsd.mending import announce, conclude, finish_saves, link_checkpoint, make_way
+from hf_wsd.room import why_no_room
 
 logger = logging.get_logger(__name__)
+PATIENCE_KEPT, PATIENCE_LAST = 60.0, 300.0  # seconds that a fork point, and the last checkpoint, wait for room on disk
 
 
 class Keeper:
@@ -44,9 +49,9 @@ class Keeper:
         self.kinds = kinds
         self._prefix = prefix
         self._owed: dict[Path, Callable[[], None]] = {}
+        self._rows: list[Mapping[str, Any]] = []  # that could not be written yet
+        self._size = 0  # bytes of the newest checkpoint
         self._unlock: Callable[[], object] | None = None
-        for torn in (run / FORK_POINTS).glob(f".{prefix}*"):  # copies that a crash has cut short
-            shutil.rmtree(torn, ignore_errors=True)
 
     def follow(self, base: Lineage, kinds: Mapping[int, str]) -> None:
         """From now on the run is another one: it was asked for its decay."""
@@ -61,20 +66,80 @@ class Keeper:
         self.run.mkdir(parents=True, exist_ok=True)
         with suppress(ImportError, OSError):  # `hf-wsd decay`, which has started this process, may hold it
             self._unlock = finalize(self, os.close, take_lock(self.run))
+            finish_saves(self.run)
+        for torn in (self.run / FORK_POINTS).glob(f".{self._prefix}*"):  # copies that a crash has cut short
+            shutil.rmtree(torn, ignore_errors=True)
         if aside := set_former_end_aside(self.run, self.base.schedule, step=step):
             logger.warning(f"hf_wsd: what was trained past step {step} on another schedule is a branch now: {aside}")
         cut_history(self.run, after=step)
-        checkpoint = self.checkpoint(step)
-        linked = step not in self.kinds or (self.run / FORK_POINTS / checkpoint.name).is_dir()
-        if checkpoint.is_dir() and not ((checkpoint / RECORD).exists() and linked):
-            self.save(step, tokens=tokens)
+        checkpoint, kept = self.checkpoint(step), self.run / FORK_POINTS / self.checkpoint(step).name
+        is_kept = step not in self.kinds or (kept.is_dir() and not cut_short(kept))
+        if checkpoint.is_dir() and not ((checkpoint / RECORD).exists() and is_kept):
+            self.save(step, tokens=tokens, losses=self.base.losses or self._logged_losses(step))
+        parent = [self.run / self.base.parent.checkpoint] if self.base.parent else []
+        self._size = used_bytes(*(list(saved_checkpoints(self.run).values())[-1:] or parent))
+
+    def _logged_losses(self, step: int) -> dict[str, float]:
+        rows = [losses_of(row) for row in read_history(self.run) if row["step"] == step]
+        return {name: loss for row in rows for name, loss in row.items()}
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Add a row to the run's history."""
-        try:
-            append_history(self.run, row)
-        except Exception as error:  # a full disk, a value that JSON cannot hold: training is worth more than a row
-            logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
+        """Add a row to the run's history; one that finds no room is written with a later one."""
+        self._rows.append(row)
+        while self._rows:
+            try:
+                append_history(self.run, self._rows[0])
+            except OSError as error:  # a full disk: training is worth more than a row
+                if len(self._rows) == 1:
+                    logger.error(
+                        f"hf_wsd: a row of the history of {self.run} could not be written ({error}); training goes on, "
+                        "and the next row tries again"
+                    )
+                return
+            except Exception as error:  # a value that JSON cannot hold
+                logger.error(f"hf_wsd: a row of the history of {self.run} is lost ({error}); training goes on")
+            del self._rows[0]
+
+    def make_ready(self, step: int, *, again: bool = False, **changes: Any) -> bool:
+        """Whether a step's checkpoint can be saved now; if so its record is announced and its folder free.
+
+        A save that is sure to fail is not tried: Trainer ends the training with its error. A fork point waits for room,
+        the last checkpoint longer, and that is tried in any case.
+
+        Args:
+            step: updates done.
+            again: an earlier save was put off; nothing new needs to be said.
+            changes: fields of the record.
+        """
+        last = step == self.base.last_step
+        why = self._wait_for_room(step, PATIENCE_LAST if last else PATIENCE_KEPT if step in self.kinds else 0.0)
+        if why is not None and not last:
+            lost = ", and no branch can leave the run there" if step in self.kinds else ""
+            if lost or not again:
+                logger.error(
+                    f"hf_wsd: the checkpoint of step {step} cannot be saved: {why}{lost}. Training goes on, and saves "
+                    "as soon as it can"
+                )
+            return False
+        self.announce(step, **changes)
+        with suppress(OSError):
+            make_way(self.checkpoint(step))
+        return True
+
+    def announce(self, step: int, **changes: Any) -> None:
+        """Write down what is known of a checkpoint that is about to be saved."""
+        with suppress(Exception):  # it is written again after the save, where an error is told
+            announce(self.checkpoint(step), self._record(step, saved_at=_now(), **changes))
+
+    def _wait_for_room(self, step: int, patience: float) -> str | None:
+        """Why the checkpoint of a step cannot be saved, also after waiting so many seconds."""
+        end = time.monotonic() + patience
+        while (why := why_no_room(self.run, self._size)) is not None and time.monotonic() < end:
+            if patience:
+                logger.error(f"hf_wsd: step {step} waits up to {patience:.0f} s for room for its checkpoint: {why}")
+                patience = 0.0
+            time.sleep(1)
+        return why
 
     def save(self, step: int, *, at: Path | None = None, keep: bool = True, **changes: Any) -> None:
         """Write the record of a step's checkpoint, and link the checkpoint if it is to be kept for good.
@@ -92,6 +157,9 @@ class Keeper:
             record().write(at or own)
             if keep and step in self.kinds:
                 link_checkpoint(own, self.run / FORK_POINTS / own.name)
+            if at is None:
+                conclude(own)
+                self._size = used_bytes(own)
 
         self._owed[at or own] = write
         for checkpoint in list(self._owed):
@@ -124,27 +192,6 @@ class Keeper:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat("T", "seconds")
-
-
-def link_checkpoint(source: Path, target: Path) -> None:
-    """Make `target` a copy of a checkpoint that costs no space: hard links, or real copies across devices.
-
-    A copy and not a symlink, because Trainer's rotation deletes what a symlink points to. An older copy is replaced:
-    torch.save truncates in place, so a checkpoint saved twice writes through its old links.
-    """
-    new = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(source, new, copy_function=_link_or_copy)
-    if target.exists():
-        shutil.rmtree(target)
-    new.replace(target)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def package_versions() -> dict[str, str]:

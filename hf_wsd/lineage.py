@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from hf_wsd.casts import show_numbers
 from hf_wsd.checks import has_type
 from hf_wsd.errors import RecordError, ShapeImportError, WSDError
 from hf_wsd.history import to_json, write_atomically
@@ -97,7 +98,7 @@ class Lineage:
         parameters: trainable parameters, shared ones counted once.
         peak_lrs: base lr of each parameter group.
         losses: what the evaluation at this step gave; empty where there was none.
-        setup: batch, accumulation, processes, seed, precision and threads: what must match for equal bits.
+        setup: batch, accumulation, processes, seed, precision, device, ...: what must match for equal bits.
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
         data: fingerprint of the training data, or "unknown".
         sameness: how much of the checkpoint's run is the same: `level`, `changes` by name, `allowed`.
@@ -181,8 +182,7 @@ class Lineage:
         for word in self.arguments:
             named = word == "--decay_dataset" if word.startswith("--") else named
             words += [] if named and sources else [os.path.basename(word) if os.path.isabs(word) else word]
-        optimizer = [f"{name}={value:g}" for name, value in self.optimizer.items()]
-        return ", ".join([*sources, *filter(None, [" ".join(words)]), *optimizer])
+        return ", ".join(filter(None, [*sources, " ".join(words), show_numbers(self.optimizer)]))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` gives back an equal record.

@@ -44,7 +44,9 @@ class Verdict:
     ends: str | None = None
 
 
-def listen(job: Job, start: Start, settings: Settings, *, main: bool, goes_on: bool = False) -> Live:
+def listen(
+    job: Job, start: Start, settings: Settings, *, main: bool, goes_on: bool = False, then: str = "stop"
+) -> Live:
     """A `Live` for a run that is about to train; a branch has its decay already.
 
     Raises:
@@ -60,6 +62,7 @@ def listen(job: Job, start: Start, settings: Settings, *, main: bool, goes_on: b
         decision=start.decision,
         clock=JobClock(job.folder, settings, fresh=fresh) if main else None,
         goes_on=goes_on,
+        then=then,
     )
 
 
@@ -75,6 +78,7 @@ class Live:
         decision: an earlier job's, to be followed.
         clock: the job's, on the main process; None on the others, which only hand on what they hear.
         goes_on: whether the script can go back to the fork point and continue the trunk.
+        then: what a wish means that does not say.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class Live:
         decision: Decision | None = None,
         clock: JobClock | None = None,
         goes_on: bool = False,
+        then: str = "stop",
     ) -> None:
         self._run, self._record, self._planned_end = run, record, planned_end
         self._decision, self._clock, self._goes_on = decision, clock, goes_on
+        self._then = then
         self._wish: Request | None = None
         self._clock_refused = False
         self._signals = Signals()
@@ -224,8 +230,13 @@ class Live:
             logger.warning("hf_wsd: there is no time for the decay before this job is killed")
         return Verdict(ends=why)
 
+    @property
+    def _by_clock(self) -> str | None:
+        return self._clock.asked_by if self._clock is not None else None
+
     def _accept(self, wish: Request, step: int) -> Decision | None:
         """The decision, on disk before anything is done about it; None, and the reason said, where there is none."""
+        wish = wish if wish.then else replace(wish, then="stop" if wish.by == self._by_clock else self._then)
         try:
             if self._decision is not None:
                 raise ForkError(f"one was decided already: {self._decision}")
@@ -245,7 +256,7 @@ class Live:
 
     def _refuse(self, wish: Request, why: str) -> None:
         logger.error(f"hf_wsd: no decay for {wish.by or REQUEST}: {why}. Training goes on")
-        self._clock_refused |= self._clock is not None and wish.by == self._clock.asked_by
+        self._clock_refused |= wish.by == self._by_clock
         self._answer(wish, why, accepted=False)
 
     def _answer(self, wish: Request, said: str, *, accepted: bool) -> None:

@@ -12,14 +12,17 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from hf_wsd.decision import Request
+from hf_wsd.errors import RunError
 from hf_wsd.history import losses_of
 from hf_wsd.job import Job
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import Lineage
 from hf_wsd.live import Verdict, listen
 from hf_wsd.machine import machine_setup
+from hf_wsd.mending import undo
 from hf_wsd.moved import refuse_moved_data
 from hf_wsd.randomness import unchanged_randomness
+from hf_wsd.ranks import from_main, highest
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
 from hf_wsd.signals import spare_workers
@@ -172,26 +175,50 @@ class WSDLoop:
         self._live.evaluated()
 
     def save(self) -> Path:
-        """Save the state of everything, its record beside it, and keep it for good if it is one to keep."""
-        self._save_state()
-        self._record_own_save()
+        """Save the state of everything, its record beside it, and keep it for good if it is one to keep.
+
+        What goes wrong, such as a full disk, is logged and leaves nothing behind; training goes on.
+
+        Returns:
+            Where it is, if it could be saved.
+
+        Raises:
+            Exception: that of the last save of the run.
+        """
+        failed = self._try_to_save()
+        if failed is not None and self.step >= self.last_step:
+            raise failed
         return self.checkpoint
 
     def save_unasked(self) -> None:
-        """The same where a script did not ask for it: what goes wrong is logged, and training goes on."""
-        try:
-            self._save_state()
-        except Exception as error:  # a full disk, a lost mount
-            logger.error(f"hf_wsd: {self.checkpoint} could not be saved ({error}); training goes on without it")
-        self._record_own_save()
+        """The same where a script did not ask for it: nothing is raised."""
+        self._try_to_save()
 
-    def _record_own_save(self) -> None:
-        self._accelerator.wait_for_everyone()  # each process saves its random state: keep no half checkpoint
-        if self._accelerator.is_main_process:
-            self._keeper.save(self.step, **self._now())
-            if self._save_total_limit is not None:
-                self._keeper.rotate(self._save_total_limit)
-        self._accelerator.wait_for_everyone()
+    def _try_to_save(self) -> Exception | None:
+        """Save where there is room, on all processes or on none; returns what went wrong."""
+        main, failed = self._accelerator.is_main_process, None
+        if from_main(self._keeper.make_ready(self.step, **self._now()) if main else None):
+            try:
+                self._save_state()
+            except Exception as error:  # a full disk, a lost mount
+                failed = error
+            if highest(failed is not None):
+                failed = failed or RunError(f"another process could not save {self.checkpoint}")
+                logger.error(f"hf_wsd: {self.checkpoint} could not be saved ({failed})")
+            if main:
+                self._keep_or_undo(failed)
+            self._accelerator.wait_for_everyone()
+        self._after_save()
+        return failed
+
+    def _keep_or_undo(self, failed: Exception | None) -> None:
+        if failed is not None:
+            return undo(self.checkpoint)
+        self._keeper.save(self.step, **self._now())
+        if self._save_total_limit is not None:
+            self._keeper.rotate(self._save_total_limit)
+
+    def _after_save(self) -> None:
         self._live.saved()
         if self.step >= self.last_step:
             self._live.close()

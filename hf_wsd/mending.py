@@ -1,8 +1,8 @@
 """Checkpoints whose save may be killed at any moment: what a kill leaves is finished, undone or set aside.
 
     RUN/_saving/checkpoint-80/wsd.json   the record of a checkpoint that is being saved; gone when all of it is there
-    RUN/_replaced-checkpoint-80/         the checkpoint that it replaces; saving writes in place
-    RUN/_damaged-checkpoint-80/          one that was cut short, out of sight of Trainer, which takes the newest unchecked
+    RUN/_replaced-checkpoint-80/         the checkpoint that it replaces: saving writes in place
+    RUN/_damaged-checkpoint-80/          one that was cut short, hidden from Trainer, which takes the newest unchecked
 
 Each step is a rename or can be repeated, so that a kill in the middle of mending is mended too.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from hf_wsd.checkpoint import FORK_POINTS, cut_short, newest_whole, step_in_name
-from hf_wsd.errors import CheckpointError
+from hf_wsd.errors import CheckpointError, RecordError
 from hf_wsd.lineage import RECORD, Lineage
 
 SAVING = "_saving"
@@ -69,13 +70,28 @@ def conclude(own: Path) -> None:
     ...     list(Path(run).iterdir())
     []
     """
-    saving = own.parent / SAVING
-    for left in (own.with_name(REPLACED + own.name), own.with_name(DAMAGED + own.name), saving / own.name):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in (REPLACED, DAMAGED):
+        shutil.rmtree(own.with_name(left + own.name), ignore_errors=True)
     for torn in own.glob(f".{RECORD}.*"):
         torn.unlink(missing_ok=True)
-    if saving.is_dir() and not any(saving.iterdir()):
-        saving.rmdir()
+    _forget(own.parent / SAVING / own.name)
+
+
+def undo(own: Path) -> None:
+    """Take back a save that has failed: the checkpoint that it was to replace is there again, if there was one.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     (Path(run) / "checkpoint-80").mkdir()
+    ...     undo(Path(run) / "checkpoint-80")
+    ...     list(Path(run).iterdir())
+    []
+    """
+    replaced = own.with_name(REPLACED + own.name)
+    shutil.rmtree(own, ignore_errors=True)
+    if replaced.is_dir():
+        replaced.replace(own)
+    _forget(own.parent / SAVING / own.name)
 
 
 def finish_saves(run: Path) -> None:
@@ -93,26 +109,24 @@ def finish_saves(run: Path) -> None:
     []
     """
     for announced in (run / SAVING).glob("*/"):
-        own, replaced = run / announced.name, run / (REPLACED + announced.name)
+        own = run / announced.name
+        replaced = own.with_name(REPLACED + own.name)
         if own.is_dir() and not cut_short(own):
             _finish(own, announced)
+            conclude(own)
         elif replaced.is_dir():
-            shutil.rmtree(own, ignore_errors=True)
-            replaced.replace(own)
-            shutil.rmtree(announced)
-            continue
-        elif own.is_dir():  # `set_damaged_aside` says so
-            shutil.rmtree(announced)
-            continue
-        conclude(own)
+            undo(own)
+        else:  # what there is of it may be set aside
+            _forget(announced)
 
 
 def _finish(own: Path, announced: Path) -> None:
-    record = Lineage.read(announced)
-    if not (own / RECORD).exists():
-        record.write(own)
-    if record.kind != "periodic":
-        link_checkpoint(own, own.parent / FORK_POINTS / own.name)
+    with suppress(RecordError):  # of another version of hf_wsd
+        record = Lineage.read(announced)
+        if not (own / RECORD).exists():
+            record.write(own)
+        if record.kind != "periodic":
+            link_checkpoint(own, own.parent / FORK_POINTS / own.name)
 
 
 def newest_cut_short(run: Path) -> dict[Path, list[str]]:
@@ -185,36 +199,35 @@ def put_back(run: Path) -> Path | None:
     return run / newest.name
 
 
-def restore_model(run: Path, checkpoint: Path, *, like: Path | None = None) -> list[str]:
-    """Copy the model of a run's last checkpoint into the run's folder, where a kill has cut its own save short.
+def missing_model(run: Path, checkpoint: Path, *, like: Path | None = None) -> list[Path]:
+    """The files of a finished run's model that its own last save has not written, or not to their end.
 
     Args:
         run: the run's folder.
         checkpoint: the last of the run.
-        like: a finished run of the same script: only files that it has are copied.
+        like: a finished run of the same script: only files that it has are wanted.
 
     Returns:
-        The names of the copied files; none where the run's best model may be another than its last.
+        Files of the checkpoint; none where the run's best model may be another than its last.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as run:
     ...     checkpoint = Path(run) / "checkpoint-80"
     ...     checkpoint.mkdir()
     ...     _ = (checkpoint / "config.json").write_text("{}"), (checkpoint / "trainer_state.json").write_text("{}")
-    ...     restore_model(Path(run), checkpoint), restore_model(Path(run), checkpoint)
-    (['config.json'], [])
+    ...     [file.name for file in missing_model(Path(run), checkpoint)]
+    ['config.json']
     """
     state = checkpoint / "trainer_state.json"
     if state.exists() and json.loads(state.read_text()).get("best_model_checkpoint"):
         return []
-    copied = []
-    for file in sorted(file for file in checkpoint.iterdir() if file.suffix in _MODEL and file.name not in _NOT_MODEL):
-        own = run / file.name
-        as_long = own.exists() and own.stat().st_size == file.stat().st_size
-        if not as_long and (like is None or (like / file.name).exists()):
-            shutil.copyfile(file, own)
-            copied.append(file.name)
-    return copied
+    files = (file for file in checkpoint.iterdir() if file.suffix in _MODEL and file.name not in _NOT_MODEL)
+    wanted = (file for file in files if like is None or (like / file.name).exists())
+    return sorted(file for file in wanted if not _as_long(file, run / file.name))
+
+
+def _as_long(a: Path, b: Path) -> bool:
+    return b.exists() and a.stat().st_size == b.stat().st_size
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
@@ -239,6 +252,12 @@ def link_checkpoint(source: Path, target: Path) -> None:
         _move(target, old)
     new.replace(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget(announced: Path) -> None:
+    shutil.rmtree(announced, ignore_errors=True)
+    with suppress(OSError):  # others are there
+        announced.parent.rmdir()
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from hf_wsd.casts import show_numbers
 from hf_wsd.errors import ResumeError, SettingsError, unknown
 from hf_wsd.lineage import Lineage
 from hf_wsd.scheduler import WSDScheduler, torch_optimizer
@@ -30,15 +31,15 @@ def use_in_decay(scheduler: WSDScheduler, asked: Mapping[str, float], before: Li
     """
     if before is not None and dict(before.optimizer) != dict(asked) and _decays_at(scheduler, before.step - 1):
         raise ResumeError(
-            f"the decay was begun with {show_overrides(before.optimizer) or 'the optimizer as it was'}, this run asks "
-            f"for {show_overrides(asked) or 'nothing of the kind'}: repeat the decay's own command"
+            f"the decay was begun with {show_numbers(before.optimizer) or 'the optimizer as it was'}, this run asks "
+            f"for {show_numbers(asked) or 'nothing of the kind'}: repeat the decay's own command"
         )
     if not asked:
         return {}
     begins = [step for step, kind in scheduler.schedule.checkpoint_steps().items() if kind == "pre-decay"]
     if len(begins) > 1:
         raise SettingsError(
-            f"{show_overrides(asked)}: the line has {len(begins)} decays, and what goes on after each would have "
+            f"{show_numbers(asked)}: the line has {len(begins)} decays, and what goes on after each would have "
             "them too. Train a trunk, then its branches: hf-wsd decay RUN --optimizer ..."
         )
     optimizer = torch_optimizer(scheduler.optimizer)
@@ -56,11 +57,6 @@ def _decays_at(scheduler: WSDScheduler, update: int) -> bool:
     return update >= 0 and scheduler.schedule.phase(update) is Phase.DECAY
 
 
-def show_overrides(asked: Mapping[str, float]) -> str:
-    """The settings as a user writes them."""
-    return " ".join(f"{name}={value:g}" for name, value in asked.items())
-
-
 def check_overrides(groups: Groups, asked: Mapping[str, float]) -> None:
     """Refuse what an optimizer with these parameter groups cannot take.
 
@@ -70,15 +66,15 @@ def check_overrides(groups: Groups, asked: Mapping[str, float]) -> None:
     known = list(dict.fromkeys(name for group in groups for name in _numbers(group)))
     for name, value in asked.items():
         if name in ("lr", "initial_lr"):
-            raise SettingsError(f"{name}={value:g}: the lr is the schedule's. Give the decay another shape")
+            raise SettingsError(f"{name}={value}: the lr is the schedule's. Give the decay another shape")
         if name not in known:
             raise SettingsError(unknown("setting of the optimizer", name, known))
         below_1 = name.startswith(_BETA) or name == "momentum"
         if not isfinite(value) or value < 0 or (below_1 and value >= 1):
-            raise SettingsError(f"{name}={value:g}: it must be at least 0{' and below 1' if below_1 else ''}")
+            raise SettingsError(f"{name}={value}: it must be at least 0{' and below 1' if below_1 else ''}")
     if asked.get("weight_decay") and not any(group.get("weight_decay") for group in groups):
         raise SettingsError(
-            f"weight_decay={asked['weight_decay']:g}: no parameter group has a weight decay, so nobody could tell "
+            f"weight_decay={asked['weight_decay']}: no parameter group has a weight decay, so nobody could tell "
             "which should get one. Train with --weight_decay above 0"
         )
 

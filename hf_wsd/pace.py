@@ -6,7 +6,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from hf_wsd.errors import RecordError
@@ -71,10 +71,11 @@ class Work:
 
 @dataclass
 class Pace:
-    """The measured times of a run. All the time that passes must be told, each second to one of the four kinds.
+    """The measured times of a run. Every second that passes must be told, to one of the four kinds.
 
-    A start lasts until the fifth step of its process has ended. A job that goes on with a stored pace (`from_dict`)
-    gives it the weight of 200 steps and 10 events, since its machine may be another; stalls are remembered in full.
+    So a clock is best read after each event: what passed since the last reading was that event. A start lasts until
+    the fifth step of its process has ended. A job that goes on with a stored pace (`from_dict`) gives it the weight of
+    200 steps and 10 events, since its machine may be another; stalls are remembered in full.
 
     >>> pace = Pace()
     >>> pace.start(30)
@@ -90,13 +91,13 @@ class Pace:
     saves: Times = field(default_factory=Times)
     starts: Times = field(default_factory=Times)
     seen: int = 0  # counted steps, stalls among them: with these, how often there is one
+    usual: float = 0.0  # seconds of a step that is no stall: the mean of all or of the last 200, the larger
     spent: float = 0.0  # all seconds told, over all jobs
 
     def __post_init__(self) -> None:
         self._cold, self._start = COLD, 0.0
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
-        self._usual = self.steps.mean
 
     def step(self, seconds: float) -> None:
         """Count a step: all the time since the last event ended, the wait for its data included."""
@@ -114,7 +115,7 @@ class Pace:
             self._count(self._recent if len(self._recent) == ENOUGH else [seconds])
 
     def _count(self, steps: Iterable[float]) -> None:
-        """Count steps as usual ones or as stalls, and the pace of usual ones: of all or the last 200, the slower."""
+        """Count steps as usual ones or as stalls."""
         median = self._sorted[len(self._sorted) // 2]
         for seconds in steps:
             self.seen += 1
@@ -122,8 +123,8 @@ class Pace:
                 self.stalls.add(seconds - median)
             else:
                 self.steps.add(seconds)
-        usual = self._sorted[: bisect_right(self._sorted, STALL * median)]
-        self._usual = max(self.steps.mean, sum(usual) / len(usual) if len(usual) >= WINDOW // 2 else 0.0)
+        recent = self._sorted[: bisect_right(self._sorted, STALL * median)]
+        self.usual = max(self.steps.mean, sum(recent) / len(recent) if len(recent) >= WINDOW // 2 else 0.0)
 
     def evaluation(self, seconds: float) -> None:
         """Count an evaluation."""
@@ -136,7 +137,7 @@ class Pace:
         self.saves.add(seconds)
 
     def start(self, seconds: float) -> None:
-        """Count the time of this process before its first step (for a deadline by date, the wait in a queue too)."""
+        """Count the time of this process before its first step."""
         self.spent += seconds
         self._start += seconds
 
@@ -145,7 +146,7 @@ class Pace:
         return sum(mean for mean, _, _ in self._sums(work))
 
     def needed(self, work: Work) -> float:
-        """Seconds in which `work` ends but for 1 case in about 1000::
+        """Seconds in which `work` ends but for about 1 case in 500 (simulated, tests/test_deadline.py)::
 
             sum of n a  +  3 sqrt(sum of n (1 + n / m) s^2)  +  max(longest - a)
 
@@ -157,18 +158,19 @@ class Pace:
         It covers stalls like those seen so far. A stall in mid-decay longer than all before it, or a machine that
         becomes slower after the decay has started, is beyond any margin taken from the past.
         """
-        means, variances, longest = zip(*self._sums(work), strict=True)
-        return sum(means) + Z * sqrt(sum(variances)) + max(longest)
+        sums = list(self._sums(work))
+        spread = sqrt(sum(variance for _, variance, _ in sums))
+        return sum(mean for mean, _, _ in sums) + Z * spread + max(longest for _, _, longest in sums)
 
     def _sums(self, work: Work) -> Iterator[tuple[float, float, float]]:
         """For each kind the mean and the variance of its sum, and what its longest took beyond its mean."""
         n, steps, stalls, part = work.steps, self.steps, self.stalls, min(1.0, work.steps / max(self.seen, 1))
-        yield n * self._usual, n * (1 + n / max(steps.count, 1)) * steps.variance, steps.longest - steps.mean
+        yield n * self.usual, n * (1 + n / max(steps.count, 1)) * steps.variance, steps.longest - steps.mean
         spread = stalls.mean**2 + stalls.variance
         yield part * stalls.count * stalls.mean, part * (stalls.count + 1) * (1 + part) * spread, stalls.longest
         for n, times in ((work.evaluations, self.evaluations), (work.saves, self.saves), (work.starts, self.starts)):
             if n:
-                one = times if times.count else Times(1, UNMEASURED * self._usual)
+                one = times if times.count else Times(1, UNMEASURED * self.usual)
                 yield n * one.mean, n * (1 + n / one.count) * one.variance, one.longest - one.mean
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,8 +190,18 @@ class Pace:
         hf_wsd.errors.RecordError: no pace of a run: KeyError('stalls')
         """
         try:
-            read = {name: Times(**{k: float(v) for k, v in data[name].items()}) for name in ("stalls", *WEIGHTS)}
-            lighter = {name: read[name].lighter(weight) for name, weight in WEIGHTS.items()}
-            return cls(stalls=read["stalls"], **lighter, seen=int(data["seen"]), spent=float(data["spent"]))
+            read = {kind: Times(**_amounts(data[kind])) for kind in ("stalls", *WEIGHTS)}
+            times = {kind: one.lighter(WEIGHTS[kind]) if kind in WEIGHTS else one for kind, one in read.items()}
+            rest = _amounts({name: data[name] for name in ("seen", "usual", "spent")})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordError(f"no pace of a run: {error!r}") from None
+        times["steps"].mean = rest["usual"]  # what was seen of a drift is not forgotten
+        return cls(**times, seen=int(rest["seen"]), usual=rest["usual"], spent=rest["spent"])
+
+
+def _amounts(data: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers read from a file: a NaN among them would start a decay at once."""
+    amounts = {name: float(number) for name, number in data.items()}
+    if not all(0 <= number < inf for number in amounts.values()):
+        raise ValueError(f"{amounts} are no amounts")
+    return amounts

@@ -19,6 +19,7 @@ from hf_wsd.history import write_atomically
 from hf_wsd.lengths import Length, show_tokens
 from hf_wsd.plan import training_flops
 from hf_wsd.plots import family_figure
+from hf_wsd.sameness import describe
 from hf_wsd.segment import Phase
 
 COLUMNS = (
@@ -31,6 +32,7 @@ COLUMNS = (
     "bits per byte",
     "branch",
 )
+CHANGED = "changed in the decay"  # a column more where a decay has other data or another optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,9 @@ class Row:
         trunk_loss_at_end: the evaluation of the undecayed trunk after as many steps as the model has.
         loss, bits_per_byte, perplexity: the evaluation of the model at its end; None until it is finished.
         finished: whether the model is saved.
+        differs: how it is not what a straight run would have been; "" if nothing is known to differ.
+        changed: what its decay has beside a falling lr: data, arguments, settings of the optimizer.
+        control: the run with the same decay but for that.
     """
 
     run: str
@@ -60,6 +65,9 @@ class Row:
     bits_per_byte: float | None
     perplexity: float | None
     finished: bool
+    differs: str = ""
+    changed: str = ""
+    control: str | None = None
 
     def cells(self) -> list[str]:
         """The texts below COLUMNS."""
@@ -101,6 +109,12 @@ class Report:
         """Part of the separate runs' compute that the family saves, at most 1; None before a model is finished."""
         return 1 - self.family_steps / self.separate_steps if self.separate_steps else None
 
+    def table(self) -> list[list[str]]:
+        """The column heads, then the cells of each row."""
+        if not any(row.changed for row in self.rows):
+            return [[*COLUMNS], *(row.cells() for row in self.rows)]
+        return [[*COLUMNS, CHANGED], *([*row.cells(), row.changed or "-"] for row in self.rows)]
+
     @property
     def claim(self) -> str:
         """What the decays did for the loss, in one sentence: against the trunk at equal tokens where that is known."""
@@ -141,7 +155,13 @@ class Report:
         return asdict(self) | {"rows": rows, "saving": self.saving, "claim": self.claim} | costs
 
     def notes(self) -> Iterator[str]:
-        """Sentences below the table: cost, saving, what is left out of both, what is missing."""
+        """Sentences below the table: what changed decays gave, cost, saving, what is left out, what is missing."""
+        losses = {row.run: row.loss for row in self.rows}
+        for row in self.rows:
+            control = losses.get(row.control or "")
+            if row.loss is not None and control is not None:
+                gain = f"{abs(control - row.loss):.3f} {'below' if row.loss < control else 'above'}"
+                yield f"{row.changed}: {gain} its control, {Path(str(row.control)).name} ({control:.3f})."
         if self.saving is not None:
             yield f"Family: {self._cost(self.family_steps)}."
             yield f"Separate runs of the same budgets: {self._cost(self.separate_steps)}. Saving: {self.saving:.1%}."
@@ -151,6 +171,8 @@ class Report:
                 yield f"Not counted: what the trunk did after step {self.trunk_steps}, up to step {self.steps_done}."
         if unfinished := sum(not row.finished for row in self.rows):
             yield f"Not counted: unfinished decays ({unfinished} of {len(self.rows)})."
+        if differing := [f"{Path(row.run).name or row.run} ({row.differs})" for row in self.rows if row.differs]:
+            yield f"Not the bits of a straight run: {', '.join(differing)}."
         if not self.rows:
             yield "`hf-wsd decay` trains decayed models off its checkpoints."
         elif all(loss is None for row in self.rows for loss in (row.trunk_loss_at_fork, row.loss)):
@@ -165,8 +187,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """The page: claim, table, cost."""
-        lines = [COLUMNS, ["---:"] * (len(COLUMNS) - 1) + ["---"], *(row.cells() for row in self.rows)]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        heads, *rows = self.table()
+        rule = ["---:"] * (len(COLUMNS) - 1) + ["---"] * (1 + len(heads) - len(COLUMNS))
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
         notes = "\n".join(f"- {note}" for note in self.notes())
         return f"# {self.run}\n\n{self.claim}.\n\n{table}\n\n{notes}\n"
 
@@ -174,11 +197,13 @@ class Report:
         """The same page for a terminal."""
         notes = "\n".join(self.notes())
         table = Table(title=self.claim, caption=notes, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+        heads, *rows = self.table()
         for column in COLUMNS[:-1]:
             table.add_column(column, justify="right", min_width=7)
-        table.add_column(COLUMNS[-1], no_wrap=True)
-        for row in self.rows:
-            table.add_row(*map(Text, row.cells()))
+        for column in heads[len(COLUMNS) - 1 :]:
+            table.add_column(column, no_wrap=column == COLUMNS[-1])
+        for cells in rows:
+            table.add_row(*map(Text, cells))
         return table
 
 
@@ -223,7 +248,17 @@ def _row(trunk: Run, run: Run, fork: int, end: int) -> Row:
         bits_per_byte=losses.get("bits_per_byte"),
         perplexity=losses.get("perplexity"),
         finished=finished,
+        differs=describe(run.latest) if run.records else "",
+        changed=run.changed,
+        control=_control(trunk, run),
     )
+
+
+def _control(trunk: Run, run: Run) -> str | None:
+    """The branch with the same decay as a run that changes more than the lr."""
+    plain = (other for other in trunk.branches if not other.changed and run.changed)
+    found = [other for other in plain if other.identity.schedule == run.identity.schedule]
+    return found[0].path.relative_to(trunk.path).as_posix() if found else None
 
 
 def write_report(folder: Path | str) -> dict[str, Path]:

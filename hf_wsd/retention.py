@@ -98,7 +98,7 @@ def _reasons(run: Run, step: int, kind: str, folders: tuple[Path, ...], budgets:
     if kind == "kept":
         yield f"kept every {run.records[step].settings.get('keep_every', '?')}"
     elif kind == "fork" and step in budgets:
-        yield f"fork point of {' and '.join(budgets[step])}"
+        yield f"fork point of budget {' and '.join(budgets[step])}"
     else:
         yield _WORDS.get(kind, kind)
     if kind not in _PASSING and all(folder.parent == run.path for folder in folders):

@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import LAUNCHER_VARIABLES
@@ -18,6 +21,7 @@ from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
 from hf_wsd.lineage import Command
 from hf_wsd.lock import locked
+from hf_wsd.mending import finish_saves, missing_model
 
 LOG = "run.log"
 _NOT_INHERITED = (  # a branch is a run of its own, also for trackers
@@ -80,6 +84,7 @@ def branch_command(branch: Branch, launcher: Sequence[str] = ()) -> tuple[list[s
     changes = _changes(branch)
     argv, arguments = list(command.argv), _argument_file(command)
     if arguments is None:
+        argv += branch.record.arguments
         argv += [word for name, value in changes.items() for word in (f"--{name}", value)]
     else:
         argv[-1] = str((branch.folder / f"arguments{Path(arguments).suffix}").resolve())
@@ -129,12 +134,49 @@ def _write_arguments(branch: Branch, command: Command) -> None:
     """Write the trunk's argument file with the branch's changes into its folder."""
     if (file := _argument_file(command)) is None:
         return
-    text, changes = command.files[file], _changes(branch) | {command.length_flag: branch.end}
+    text = command.files[file]
+    changes = _as_table(branch.record.arguments) | _changes(branch) | {command.length_flag: branch.end}
     if file.endswith(".json"):
         text = json.dumps(json.loads(text) | changes, indent=1)
     else:  # of a YAML key that is there twice, the last counts
         text += "\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in changes.items())
     write_atomically(branch.folder / f"arguments{Path(file).suffix}", text)
+
+
+def _as_table(arguments: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a command line as an argument file has them: `--a 1 --b x y --c` is 1, a list and true."""
+    table: dict[str, list[str]] = {}
+    for word in arguments:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            table[name] = [value] if equals else []
+        else:
+            table[name].append(word)
+    values = {name: [_json_value(word) for word in words] or [True] for name, words in table.items()}
+    return {name: many if len(many) > 1 else many[0] for name, many in values.items()}
+
+
+def _json_value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+def read_arguments(words: Sequence[str]) -> list[str]:
+    """What follows `--`, files by their full paths, also in `code.jsonl=0.7` and globs: a branch runs elsewhere.
+
+    >>> read_arguments(["--decay_dataset", "no-such-file.jsonl=0.7", "trunk=0.3"])
+    ['--decay_dataset', 'no-such-file.jsonl=0.7', 'trunk=0.3']
+    """
+    return [_file_with_weight(word) for word in words]
+
+
+def _file_with_weight(word: str) -> str:
+    file, equals, weight = word.rpartition("=")
+    if equals and glob(file):
+        return os.path.abspath(file) + equals + weight
+    return os.path.abspath(word) if Path(word).suffix and glob(word) else _full_path(word)
 
 
 def show_command(branch: Branch, launcher: Sequence[str] = ()) -> str:
@@ -167,7 +209,9 @@ def run_branches(
 
     Leaving early (Ctrl-C) ends the processes that run; the same call again goes on from their newest checkpoints.
     """
-    waiting = [branch for branch in branches if not branch.finished]
+    waiting = []
+    for branch in branches:
+        _complete(branch) if branch.finished else waiting.append(branch)
     running: dict[subprocess.Popen[bytes], Branch] = {}
     try:
         while waiting or running:
@@ -187,6 +231,15 @@ def run_branches(
             process.terminate()
         for process in running:
             process.wait()
+
+
+def _complete(branch: Branch) -> None:
+    """Do what was left to do when the process of a finished branch was killed after its last checkpoint."""
+    with suppress(RunError), locked(branch.folder):  # it runs still
+        finish_saves(branch.folder)
+        trunk = branch.folder.parent.parent
+        for file in missing_model(branch.folder, branch.checkpoint, like=trunk):
+            shutil.copyfile(file, branch.folder / file.name)
 
 
 def _exited(process: subprocess.Popen[bytes]) -> bool:

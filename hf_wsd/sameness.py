@@ -69,6 +69,10 @@ class Sameness:
         """ "bitwise", "same samples" or "changed"."""
         return _level(self.changes)
 
+    def __or__(self, other: Sameness) -> Sameness:
+        both = {**self.changes, **other.changes}
+        return Sameness(changes={name: both[name] for name in NAMES if name in both})
+
     def to_allow(self, intent: str) -> list[str]:
         """The names that have to be allowed in a run of that intent."""
         strict = intent == "branch"
@@ -93,7 +97,8 @@ class Sameness:
         raise ResumeError(
             f"the run differs from that of its checkpoint at step {step} (checkpoint -> now):{differences}\n"
             f"Give what the checkpoint was trained with. Or, if this is meant, repeat with --allow {words} (a flag of "
-            f"`python -m hf_wsd` and of `hf-wsd decay`; or HF_WSD_ALLOW='{words}', or \"allow\" in lr_scheduler_kwargs)"
+            f"`python -m hf_wsd` and of `hf-wsd decay`). Other ways to say it: HF_WSD_ALLOW='{words}', \"allow\" in "
+            "lr_scheduler_kwargs, WSDCallback(allow=[...])"
         )
 
     def record(
@@ -239,9 +244,7 @@ def describe(record: Lineage) -> str:
     >>> describe(Lineage(step=90, kind="end", schedule=wsd(100), sameness=sameness))
     'changed: learning_rate'
     """
-    level, changes = record.sameness.get("level", BITWISE), record.sameness.get("changes", {})
-    if level == BITWISE:
-        return ""
-    if level == UNKNOWN:
+    if record.sameness.get("level") == UNKNOWN:
         return "order of the data unknown"
-    return f"{level}: {', '.join(changes)}"
+    changes = [name for name in record.sameness.get("changes", {}) if name != "decay_data"]  # a straight run has it too
+    return f"{_level(changes)}: {', '.join(changes)}" if changes else ""

@@ -38,6 +38,7 @@ def take_samples(dataset: Any, count: int = 16) -> Samples:
 def _take(dataset: Any, count: int) -> Samples:
     length = len(dataset)
     samples = [dataset[i * (length - 1) // max(1, min(count, length) - 1)] for i in range(min(count, length))]
+    made_anew = repr(_plain(dataset[0])) != repr(_plain(samples[0]))  # with random numbers: no two runs have the same
     digest = hashlib.sha256()
     lengths: set[int | None] = set()
     for sample in samples:
@@ -45,13 +46,17 @@ def _take(dataset: Any, count: int) -> Samples:
         lengths.add(None if ids is None else len(ids))
         digest.update(repr(_plain(sample)).encode())
     return Samples(
-        fingerprint=f"{length}-{digest.hexdigest()[:16]}",
+        fingerprint=UNKNOWN if made_anew else f"{length}-{digest.hexdigest()[:16]}",
         tokens_per_sample=lengths.pop() if len(lengths) == 1 else None,
     )
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays as lists: their repr shortens long ones."""
+    """What a repr tells the same in every process: arrays as lists, of other objects the kind and no address."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__name__

@@ -120,7 +120,7 @@ class WSDScheduler(LRScheduler):
             "_last_lr": [float(lr) for lr in self._last_lr],
             "lr_lambdas": [None] * len(self.base_lrs),
             "schedule": self.schedule.to_dict(),
-            "optimizer": self._asked,
+            "optimizer_settings": self._asked,
             "decided": self.decided,
         }
 
@@ -181,7 +181,7 @@ def _read_state(state: Any) -> tuple[Schedule, int, list[float], list[dict[str, 
         calls = count("calls_per_update", state.get("calls_per_update", 1), at_least=1)
         step = count("last_epoch", state["last_epoch"]) // calls
         peak_lrs = [float(lr) for lr in state["base_lrs"]]
-        settings = [dict(group) for group in state.get("optimizer", [])]
+        settings = [dict(group) for group in state.get("optimizer_settings", [])]
         return Schedule.from_dict(state["schedule"]), step, peak_lrs, settings
     except (KeyError, TypeError, ValueError) as error:
         raise ResumeError(

@@ -257,7 +257,8 @@ def _asked(settings: Settings, job: Job, per_step: dict[str, Any]) -> dict[str, 
     for name in asked.keys() & {"num_decay_steps", "keep_every"}:
         whole = read_budgets(settings.budgets, **per_step)[1] if settings.trunk else None
         asked[name] = to_steps(asked[name], **per_step, of=whole or job.max_steps)
-    return {name: value for name, value in asked.items() if (name, value) != ("num_decay_steps", 0)}
+    of_job = ("allow", "expect")
+    return {name: v for name, v in asked.items() if name not in of_job and (name, v) != ("num_decay_steps", 0)}
 
 
 def _with_sameness(
@@ -267,8 +268,7 @@ def _with_sameness(
     if scheduler.intent == "start":
         return record
     known = before or planned  # without a record the scheduler's own state is all that is compared
-    changes = compare(known, record).changes if known else {}
-    sameness = Sameness(changes=dict(changes) | dict(scheduler.sameness.changes))
+    sameness = (compare(known, record) if known else Sameness()) | scheduler.sameness
     sameness.check(record.intent, step=job.step, allow=scheduler.allow)
     if sameness.changes:
         logger.warning(f"hf_wsd: not the checkpoint's run any more, so not its bits: {sameness}")

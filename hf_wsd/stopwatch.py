@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers.trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,9 +30,7 @@ class Stopwatch(TrainerCallback):
         """The first update comes now."""
         halt = Path(f"{args.output_dir}.halt")
         self._halt_after = int(halt.read_text()) if halt.exists() else 0
-        on_gpu = args.device.type == "cuda"
-        device = torch.cuda.get_device_name(args.device) if on_gpu else args.device.type
-        _write(args, state, "begin", device=device, engine=args.distributed_state.distributed_type.value)
+        _write(args, state, "begin", engine=args.distributed_state.distributed_type.value)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """An update is done."""

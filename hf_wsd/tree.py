@@ -14,6 +14,7 @@ from hf_wsd.family import Run
 from hf_wsd.lengths import show_tokens
 from hf_wsd.lineage import BRANCHES
 from hf_wsd.retention import Stored, stored
+from hf_wsd.sameness import describe
 from hf_wsd.stock import stock_flags
 
 
@@ -21,7 +22,7 @@ def render_tree(run: Run) -> Tree:
     """The trunk with its kept checkpoints, why and at what cost in disk, and below its fork point each branch."""
     schedule, done = run.identity.schedule, run.steps_done
     phase = schedule.phase(max(done - 1, 0)).value
-    tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}\n{schedule}"))
+    tree = Tree(Text(f"{run.path.resolve().name}: {_describe(run, done)}, {phase}{_differences(run)}\n{schedule}"))
     checkpoints = list(stored(run))
     for checkpoint in checkpoints:
         if checkpoint.for_good or checkpoint.branches:
@@ -41,7 +42,8 @@ def _grow(tree: Tree, run: Run, checkpoint: Stored) -> None:
     node = tree.add(Text(f"{_describe(run, checkpoint.step)}: {checkpoint.why}{size}"))
     for branch in checkpoint.branches:
         size = show_bytes(used_bytes(branch.path))
-        leaf = node.add(Text(f"{branch.path.name}: {_state(branch, checkpoint.step)}, {size}"))
+        state = ", ".join(filter(None, [_state(branch, checkpoint.step), size, branch.changed]))
+        leaf = node.add(Text(f"{branch.path.name}: {state}{_differences(branch)}"))
         for its_own in stored(branch):
             if its_own.branches:
                 _grow(leaf, branch, its_own)
@@ -82,6 +84,12 @@ def _state(branch: Run, fork: int) -> str:
         return f"finished, {_describe(branch, end)}{', weights alone' if alone else ''}"
     done = branch.steps_done
     return f"{'planned' if done == fork else f'at step {done}'}, ends at step {end}"
+
+
+def _differences(run: Run) -> str:
+    """What is not as in the run of the checkpoint that it goes on from, after a semicolon; nothing where all is."""
+    words = describe(run.latest) if run.records else ""
+    return f"; {words}" if words else ""
 
 
 def _describe(run: Run, step: int) -> str:

@@ -23,16 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from blocks import DataArguments, byte_lengths, load_blocks, load_tokenizer, option
 from decay_data import Batches, with_decay_data
-from pretrain import (
-    METRIC,
-    FamilyArguments,
-    ModelArguments,
-    new_model,
-    per_block,
-    register_family,
-    resume_point,
-    set_length,
-)
+from family_arguments import FamilyArguments, register_family, resume_point, set_length
+from pretrain import METRIC, ModelArguments, new_model, per_block
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, default_data_collator
 
@@ -41,6 +33,7 @@ from hf_wsd.by_name import NAMES
 from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.loop import WSDLoop, accelerator_job
+from hf_wsd.mending import missing_model
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.trackers import accelerate_trackers, survive
 
@@ -208,7 +201,8 @@ def main() -> None:
     if args.max_steps <= 0:
         raise SettingsError("how long? Give --budgets, or --max_steps")
     checkpoint = resume_point(args)
-    if checkpoint and check_checkpoint(Path(checkpoint), to_resume=False) == args.max_steps:
+    finished = checkpoint is not None and check_checkpoint(Path(checkpoint), to_resume=False) == args.max_steps
+    if finished and not missing_model(Path(args.output_dir), Path(checkpoint)):
         return logger.warning("%s is finished: nothing is left to train", checkpoint)
 
     set_seed(args.seed)
@@ -224,15 +218,16 @@ def main() -> None:
         check_checkpoint(Path(checkpoint))
         accelerator.load_state(checkpoint)
 
-    start = {"step": scheduler.steps_done, "max_steps": args.max_steps, "checkpoint": checkpoint, "seed": args.seed}
-    job = accelerator_job(accelerator, batch_size=args.per_device_train_batch_size, folder=args.output_dir, **start)
-    limit = args.save_total_limit
-    run = WSDLoop(accelerator, scheduler, job, model=model, dataset=train_blocks, save_total_limit=limit)
-    if args.report_to:
-        accelerator.init_trackers(args.project, **accelerate_trackers(run.record, Path(args.output_dir)))
-    lengths = torch.tensor(byte_lengths(tokenizer) or [0] * len(tokenizer))
-    evaluate_now = partial(evaluation, accelerator, model, eval_loader, lengths)
-    train(accelerator, run, args, model, optimizer, scheduler, train_loader, evaluate_now)
+    if not finished:  # else a kill has cut short what follows
+        start = {"step": scheduler.steps_done, "max_steps": args.max_steps, "checkpoint": checkpoint, "seed": args.seed}
+        job = accelerator_job(accelerator, batch_size=args.per_device_train_batch_size, folder=args.output_dir, **start)
+        limit = args.save_total_limit
+        run = WSDLoop(accelerator, scheduler, job, model=model, dataset=train_blocks, save_total_limit=limit)
+        if args.report_to:
+            accelerator.init_trackers(args.project, **accelerate_trackers(run.record, Path(args.output_dir)))
+        lengths = torch.tensor(byte_lengths(tokenizer) or [0] * len(tokenizer))
+        evaluate_now = partial(evaluation, accelerator, model, eval_loader, lengths)
+        train(accelerator, run, args, model, optimizer, scheduler, train_loader, evaluate_now)
     options = {"is_main_process": accelerator.is_main_process, "save_function": accelerator.save}
     accelerator.unwrap_model(model).save_pretrained(args.output_dir, **options)
     accelerator.end_training()

@@ -1,0 +1,101 @@
+"""How long a run of the recipes is and which decays it has: arguments, their settings, and where a run goes on."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+import hf_wsd
+from hf_wsd.by_name import NAMES, build_schedule
+from hf_wsd.checkpoint import newest_whole
+from hf_wsd.damage import mend
+from hf_wsd.errors import SettingsError
+from hf_wsd.extending import point_to_extend
+from hf_wsd.mending import refuse_damage
+from hf_wsd.plan import Plan
+from hf_wsd.schedule import Schedule
+from hf_wsd.settings import Settings
+
+LINES = ("wsd_s", "cyclic_cosine")  # one run, a finished model at the end of every cycle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FamilyArguments:
+    """How long, and with which decay."""
+
+    trunk: bool = field(default=False, metadata={"help": "No decays: only the trunk, up to the last fork point."})
+    budgets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Lengths of the decayed models: tokens (2M, 1.5B) or steps (3000)."},
+    )
+    decay_fraction: float | None = field(default=None, metadata={"help": "Decay steps / steps of the model; 0.1."})
+    decay_type: str | None = field(default=None, metadata={"help": "Shape of the decay; 1-sqrt."})
+    then: str = field(default="stop", metadata={"help": "After a decay on demand: stop, or continue the trunk."})
+    keep_every: str | None = field(default=None, metadata={"help": "Keep a checkpoint for good every so many steps."})
+
+
+def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]) -> None:
+    """Hand the family's arguments to the schedule: a line of cycles ends one at every budget."""
+    settings = {name: value for name, value in vars(family).items() if name != "then"}
+    settings |= per_step  # a stream cannot be asked for a sample's length
+    if kind in LINES:
+        settings["cycle_ends"] = settings.pop("budgets")
+    elif kind != "wsd":  # another baseline takes its length from the budget, and nothing else
+        names = ("trunk", "decay_fraction", "decay_type", "keep_every", *(per_step if kind in NAMES else ()))
+        settings = {name: settings[name] for name in names}
+    asked = Settings.make(**{name: value for name, value in settings.items() if value}).given()
+    before = Settings.from_env()
+    for name, value in before.given().items() if not before.branch else ():
+        if asked.get(name, value) != value:
+            raise SettingsError(f"{name} is given twice: {value} by the launcher or HF_WSD_*, {asked[name]} here")
+    hf_wsd.register(**asked)
+
+
+def set_length(family: FamilyArguments, args: TrainingArguments, per_step: dict[str, int]) -> Plan:
+    """Turn the budgets into max_steps, the end of the one model, of the line of cycles or of the trunk; their plan."""
+    settings = Settings.from_env()
+    if settings.branch or not family.budgets:  # a branch's length is in its record
+        return Plan(decays=())
+    line = args.lr_scheduler_type in LINES
+    if len(family.budgets) > 1 and not settings.trunk and not line:
+        raise SettingsError(
+            f"{len(family.budgets)} budgets need --trunk, then `hf-wsd decay {args.output_dir}`; or in one line of "
+            "cycles, --lr_scheduler_type wsd_s"
+        )
+    plan = Plan.of_budgets(family.budgets, **per_step, **({} if line else settings.decay_kwargs()))
+    if args.max_steps <= 0:
+        args.max_steps = plan.trunk_steps if settings.trunk else plan.decays[-1].end
+    return plan
+
+
+def resume_point(args: TrainingArguments) -> str | None:
+    """The checkpoint that was named, or else the newest whole one of an earlier try in the same folder."""
+    if args.resume_from_checkpoint:
+        return args.resume_from_checkpoint
+    settings = Settings.from_env()
+    if args.lr_scheduler_type in NAMES:
+        mend(Path(args.output_dir), settings)
+    newest, damage = newest_whole(Path(args.output_dir))
+    refuse_damage(damage, settings.on_damage)
+    for problem in damage:
+        logger.warning("passed over: %s", problem)
+    if newest is not None and (asked := asked_schedule(args)):
+        newest, why = point_to_extend(Path(args.output_dir), newest, asked)
+        if why:
+            logger.warning("%s", why)
+    return None if newest is None else str(newest)
+
+
+def asked_schedule(args: TrainingArguments) -> Schedule | None:
+    """The schedule that the run will ask for; None where only the Trainer knows its length."""
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if name not in NAMES or args.max_steps <= 0:
+        return None
+    ratio = 0 < args.warmup_steps < 1
+    warmup_steps = args.get_warmup_steps(args.max_steps) if ratio else int(args.warmup_steps)
+    kwargs = getattr(args, "lr_scheduler_kwargs", None)  # the recipe without a Trainer has none
+    length = {"num_training_steps": args.max_steps, "num_warmup_steps": warmup_steps}
+    return build_schedule(name, **length, kwargs=kwargs)
