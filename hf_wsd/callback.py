@@ -21,7 +21,7 @@ from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
-from hf_wsd.randomness import Randomness
+from hf_wsd.randomness import Randomness, start_workers_unseen
 from hf_wsd.ranks import from_main
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
 from hf_wsd.settings import Settings
@@ -145,6 +145,8 @@ class WSDCallback(TrainerCallback):
             self._keeper.begin(state.global_step, tokens=self._tokens(state))
             logger.warning(self._start.announcement)
         self._randomness = Randomness.now() if args.eval_on_start else None
+        if state.global_step:
+            start_workers_unseen(train_dataloader)
         self._live = listen(
             job, self._start, settings, main=state.is_world_process_zero, goes_on=self.goes_on, then=self.then
         )

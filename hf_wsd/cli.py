@@ -38,6 +38,16 @@ ScriptArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="-- ARGUMENT", help="More arguments for the script: -- --decay_dataset code.jsonl"),
 ]
+Budgets = Annotated[list[str] | None, typer.Option(help="Decayed models wanted: tokens (2M, 1.5B) or steps.")]
+OptimizerSettings = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=X", help="Of the optimizer in the decay: beta2, weight_decay.")
+]
+Control = Annotated[bool, typer.Option("--control", help="Train the decay without --optimizer and ARGUMENTS too.")]
+Allowed = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Differences to the trunk that are meant: device, threads.")
+]
+Then = Annotated[str | None, typer.Option(help="After --now: stop, or continue the trunk (recipes/pretrain.py).")]
+Extend = Annotated[bool, typer.Option("--extend", help="With --now: past the run's planned end if need be.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
@@ -45,35 +55,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 def decay(
     run: RunFolder,
     arguments: ScriptArguments = None,
-    budgets: Annotated[
-        list[str] | None, typer.Option(help="Decayed models wanted: tokens (2M, 1.5B) or steps.")
-    ] = None,
+    budgets: Budgets = None,
     at: Annotated[list[str] | None, typer.Option(help="Fork points instead: lengths with a saved checkpoint.")] = None,
     decay_fraction: Annotated[float | None, typer.Option(help="Decay steps / steps of the decayed model.")] = None,
     decay_steps: Annotated[str | None, typer.Option(help="The decay in steps (or tokens) instead.")] = None,
     decay_type: Annotated[str | None, typer.Option(help=f"Shape: {shape_names()}.")] = None,
     decay_params: Annotated[list[str] | None, typer.Option(metavar="NAME=X", help="Parameters of the shape.")] = None,
     min_lr_ratio: Annotated[float | None, typer.Option(help="Lr at the end / peak lr.")] = None,
-    optimizer: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=X", help="Of the optimizer in the decay: beta2, weight_decay.")
-    ] = None,
-    control: Annotated[
-        bool, typer.Option("--control", help="Train the decay without --optimizer and ARGUMENTS too.")
-    ] = False,
-    allow: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Differences to the trunk that are meant: device, threads.")
-    ] = None,
+    optimizer: OptimizerSettings = None,
+    control: Control = False,
+    allow: Allowed = None,
     name: Annotated[str | None, typer.Option(help="Folder name of the branch (one decay only).")] = None,
     launcher: LauncherWords = None,
     jobs: Annotated[int, typer.Option(min=1, help="Branches that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and write nothing.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Ask the job that is training in RUN to decay now.")] = False,
-    then: Annotated[
-        str | None, typer.Option(help="After --now: stop, or continue the trunk (recipes/pretrain.py).")
-    ] = None,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="With --now: past the run's planned end if need be.")
-    ] = False,
+    then: Then = None,
+    extend: Extend = False,
     wait: Annotated[float, typer.Option(help="With --now: seconds for the job to answer.")] = 120,
     as_json: AsJson = False,
 ) -> None:

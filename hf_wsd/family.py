@@ -10,6 +10,7 @@ from typing import Any
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.errors import RecordError
 from hf_wsd.history import losses_of, read_history
+from hf_wsd.lengths import show_spans
 from hf_wsd.lineage import BRANCHES, RECORD, Lineage
 
 
@@ -60,6 +61,8 @@ class Run:
     @property
     def changed(self) -> str:
         """In what its decay differs from one that only lowers the lr, in a few words; "" where it does not."""
+        if self.planned and self.rewound:
+            return f"without the batches of updates {show_spans(self.planned.moved_data)}"
         return (self.latest if self.records else self.identity).changed
 
     @property

@@ -17,6 +17,7 @@ from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError, ResumeError, ScheduleError, WSDError
 from hf_wsd.lineage import RECORD, Lineage
+from hf_wsd.optimizers import optimizer_settings
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 
@@ -132,6 +133,8 @@ def _scheduler_state(file: Path) -> Mapping[str, Any]:
     if not file.exists():
         raise CheckpointError(f"{file.parent} has no scheduler.pt: its lr was set elsewhere, so nobody knows its peak")
     state = load_plain(file)
+    if isinstance(state, dict) and "schedule" in state:
+        raise CheckpointError(f"{file.parent} is one of ours: resume its run from it once, and its record is written")
     missing = {"base_lrs", "_last_lr", "last_epoch"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise CheckpointError(f"{file} has no {', '.join(sorted(missing))}: only PyTorch's own schedulers can be read")
@@ -186,7 +189,17 @@ def write_scheduler(file: Path, record: Lineage) -> None:
     optimizer = torch.optim.SGD([{"params": [one], "lr": lr} for one, lr in zip(groups, record.peak_lrs, strict=True)])
     scheduler = WSDScheduler(optimizer, record.schedule)
     scheduler.last_epoch = record.step
-    torch.save(scheduler.state_dict() | {"_step_count": record.step + 1, "_last_lr": scheduler.get_lr()}, file)
+    now = {"_step_count": record.step + 1, "_last_lr": scheduler.get_lr()}
+    torch.save(scheduler.state_dict() | now | {"optimizer_settings": _settings(file.with_name("optimizer.pt"))}, file)
+
+
+def _settings(file: Path) -> list[dict[str, Any]]:
+    """The optimizer's settings by parameter group; empty where it was saved in another way, as FSDP's."""
+    if not file.exists():
+        return []
+    groups = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["param_groups"]
+    known = optimizer_settings(groups, "")
+    return [{name: value for name, value in group.items() if name != "class"} for group in known]
 
 
 def load_plain(file: Path) -> Any:
@@ -215,6 +228,9 @@ class _Stand:
         new = super().__new__(cls)
         new.made_of, new.state = made_of, {}
         return new
+
+    def __call__(self, *made_of: Any) -> _Stand:
+        return _Stand(*made_of)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}

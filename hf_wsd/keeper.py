@@ -67,8 +67,6 @@ class Keeper:
         with suppress(ImportError, OSError):  # `hf-wsd decay`, which has started this process, may hold it
             self._unlock = finalize(self, os.close, take_lock(self.run))
             finish_saves(self.run)
-        for torn in (self.run / FORK_POINTS).glob(f".{self._prefix}*"):  # copies that a crash has cut short
-            shutil.rmtree(torn, ignore_errors=True)
         if aside := set_former_end_aside(self.run, self.base.schedule, step=step):
             logger.warning(f"hf_wsd: what was trained past step {step} on another schedule is a branch now: {aside}")
         cut_history(self.run, after=step)

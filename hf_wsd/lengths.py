@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -12,6 +13,7 @@ from hf_wsd.checks import count, fraction
 from hf_wsd.errors import ScheduleError
 
 DEFAULT_DECAY_FRACTION = 0.1
+Span = tuple[int, int]  # of updates: from the first to before the second
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LENGTH = re.compile(
     r"(\d{1,18}(?:\.\d{1,18})?)([KMBT]?)(steps|tokens|samples)?|(\d{1,18}(?:\.\d{1,18})?)%", re.I | re.A
@@ -193,3 +195,12 @@ def total_for_fork(fork: int, decay_fraction: float) -> int:
     if total - nearest(decay_fraction * total) != fork:
         raise ScheduleError(f"a decay of {decay_fraction:g} from step {fork} is no step: give num_decay_steps")
     return total
+
+
+def show_spans(spans: Iterable[Span]) -> str:
+    """Spans of updates in words, each with its last.
+
+    >>> show_spans([(60, 70), (80, 85)])
+    '60-69, 80-84'
+    """
+    return ", ".join(f"{start}-{stop - 1}" for start, stop in spans)

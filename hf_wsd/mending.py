@@ -22,6 +22,7 @@ from hf_wsd.lineage import RECORD, Lineage
 SAVING = "_saving"
 REPLACED, DAMAGED = "_replaced-", "_damaged-"
 _MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")  # of the files that `save_model` and a checkpoint share
+_TORN = "."  # begins the name of a kept copy that is not made yet
 _NOT_MODEL = ("trainer_state.json", RECORD)
 
 
@@ -108,6 +109,8 @@ def finish_saves(run: Path) -> None:
     ...     list(Path(run).iterdir())
     []
     """
+    for torn in (run / FORK_POINTS).glob(f"{_TORN}*/"):
+        shutil.rmtree(torn, ignore_errors=True)
     for announced in (run / SAVING).glob("*/"):
         own = run / announced.name
         replaced = own.with_name(REPLACED + own.name)
@@ -118,6 +121,8 @@ def finish_saves(run: Path) -> None:
             undo(own)
         else:  # what there is of it may be set aside
             _forget(announced)
+    with suppress(OSError):
+        (run / SAVING).rmdir()
 
 
 def _finish(own: Path, announced: Path) -> None:
@@ -245,7 +250,7 @@ def link_checkpoint(source: Path, target: Path) -> None:
     ...     kept.joinpath("trainer_state.json").samefile(checkpoint / "trainer_state.json")
     True
     """
-    new, old = (target.with_name(f".{target.name}.{word}.{os.getpid()}") for word in ("new", "old"))
+    new, old = target.with_name(f"{_TORN}{target.name}.new"), target.with_name(f"{_TORN}{target.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(source, new, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(f".{RECORD}.*"))
     if target.exists():

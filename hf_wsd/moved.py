@@ -16,10 +16,9 @@ from transformers import TrainingArguments
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.errors import DataError, RunError
 from hf_wsd.job import Job
+from hf_wsd.lengths import Span, show_spans
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.plan import Plan
-
-Span = tuple[int, int]  # from the first to before the second
 
 
 class MovedSampler:
@@ -77,7 +76,7 @@ def move_data(loader: Any, spans: Sequence[Span], args: TrainingArguments, *, st
         step: updates done.
 
     Raises:
-        DataError: the data is a stream, or a span does not end before its epoch does.
+        DataError: the data is a stream, a span does not end before its epoch does, or a decay on other data is in it.
     """
     if not spans:
         return
@@ -97,7 +96,13 @@ def move_data(loader: Any, spans: Sequence[Span], args: TrainingArguments, *, st
                 f"last update is {(epoch + 1) * updates - 1}. Skip fewer than {updates - first}"
             )
         by_epoch[epoch].append((first * samples, (first + stop - start) * samples))
-    sampler.sampler = MovedSampler(sampler.sampler, by_epoch, epoch=step // updates)
+    epoch = step // updates
+    if max(by_epoch) >= epoch and getattr(loader.dataset, "decay_data", None):
+        raise DataError(
+            f"the batches of updates {show_spans(spans)} are at the end of an epoch that is not over, in the midst of "
+            f"the decay's own data. Fork after update {(max(by_epoch) + 1) * updates - 1}, or keep the trunk's data"
+        )
+    sampler.sampler = MovedSampler(sampler.sampler, by_epoch, epoch=epoch)
 
 
 def rewound_run(planned: Lineage | None, job: Job) -> Lineage | None:
@@ -150,16 +155,11 @@ def refuse_moved_data(record: Lineage) -> None:
         )
 
 
-def show_spans(spans: Iterable[Span]) -> str:
-    """Spans of updates in words: "60-69, 80-84"."""
-    return ", ".join(f"{start}-{stop - 1}" for start, stop in spans)
-
-
 def _batch_sampler(loader: Any) -> Any:
     """The sampler of batches that all processes share, below Accelerate's; None for a stream."""
     if not hasattr(getattr(loader, "dataset", None), "__len__"):
         return None
     batches = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
-    while not hasattr(batches, "sampler") and hasattr(batches, "batch_sampler"):
+    while hasattr(batches, "batch_sampler"):  # Accelerate's has a `sampler` too, which it does not ask
         batches = batches.batch_sampler
     return batches if hasattr(batches, "sampler") else None

@@ -72,16 +72,18 @@ class Family:
 
     def next(self) -> Stretch | None:
         """What has to be trained next; None if all is done. All processes have to ask: the main one looks."""
-        folder, checkpoint, end, stops_at = from_main(self._look() if self._args.process_index == 0 else None)
+        args = copy.copy(self._args)
+        args.resume_from_checkpoint = None if self.begun else args.resume_from_checkpoint
+        checkpoint = self._resume_point(args)
+        folder, checkpoint, end, stops_at = from_main(self._look(checkpoint) if args.process_index == 0 else None)
         if end is None:
             return None
-        args = copy.copy(self._args)
         args.max_steps, args.output_dir = end, str(folder)
         args.resume_from_checkpoint = checkpoint
         branch = None if folder == self._run else folder
         return Stretch(args=args, branch=branch, checkpoint=checkpoint, stops_at=frozenset(stops_at))
 
-    def _look(self) -> tuple[Path, str | None, int | None, list[int]]:
+    def _look(self, checkpoint: str | None) -> tuple[Path, str | None, int | None, list[int]]:
         """Folder, checkpoint and end of the next stretch, and where it is left for a decay; no end: nothing is next."""
         decision = Decision.read(self._run)
         asked = [decision.decay] if decision and decision.then == "continue" else []
@@ -93,9 +95,6 @@ class Family:
         if asked and decision and decision.fork in saved:  # its branch is finished
             (self._run / DECISION).unlink()
         end = decision.end if decision and decision.then == "stop" else self._args.max_steps
-        args = copy.copy(self._args)
-        args.resume_from_checkpoint = None if self.begun else args.resume_from_checkpoint
-        checkpoint = self._resume_point(args)
         if end > 0 and checkpoint is not None and step_in_name(Path(checkpoint)) >= end:
             _complete(self._run, Path(checkpoint))
             return self._run, None, None, []

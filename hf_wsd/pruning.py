@@ -121,7 +121,7 @@ def of_steps(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
     """
     there = {checkpoint.step: checkpoint for checkpoint in stored(run) if checkpoint.folders}
     for step in steps:
-        if step not in there and _left_over(run).isdisjoint({f"checkpoint-{step}", f"step_{step}"}):
+        if step not in there and not _was_killed(run):
             raise CheckpointError(f"{run.path} has no checkpoint at step {step}. {_what_there_is(run)}")
     yield from _whole(run, [there[step] for step in steps if step in there])
 
@@ -139,7 +139,7 @@ def of_branches(run: Run, names: Sequence[str]) -> Iterator[Piece]:
     """
     branches = {branch.path.name: branch for branch in run.branches}
     for name in names:
-        if name not in branches and name not in _left_over(run):
+        if name not in branches and not _was_killed(run):
             raise RunError(f"{run.path}: {unknown('branch', name, branches)}")
     for branch in (branches[name] for name in names if name in branches):
         needed = [f"{other.path.name} has left it" for other in branch.branches]
@@ -203,9 +203,9 @@ def _is_model(checkpoint: Path) -> bool:
         return False
 
 
-def _left_over(run: Run) -> set[str]:
-    """Names of what a prune that was killed has renamed."""
-    return {path.name.partition("-")[2] for path in (run.path / TRASH).glob("*")}
+def _was_killed(run: Run) -> bool:
+    """Whether an earlier prune did not come to its end; it may have taken what is missing now."""
+    return (run.path / TRASH).is_dir()
 
 
 def _what_there_is(run: Run) -> str:

@@ -55,3 +55,19 @@ def unchanged_randomness() -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+def start_workers_unseen(loader: Any) -> None:
+    """Have a DataLoader's persistent workers start without the random number that this draws.
+
+    An uninterrupted run draws it in its first epoch and keeps its workers; a resumed run starts them in a later one.
+    """
+    base = getattr(loader, "base_dataloader", loader)  # behind accelerate's
+    if getattr(base, "persistent_workers", False) and base._iterator is None:
+        start = base._get_iterator
+
+        def unseen() -> Any:
+            with unchanged_randomness():
+                return start()
+
+        base._get_iterator = unseen

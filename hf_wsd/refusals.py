@@ -7,15 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.errors import CheckpointError, ResumeError, RunError, ScheduleError
 from hf_wsd.job import Job
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.plan import Plan
+from hf_wsd.sameness import Sameness, compare
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings
+
+logger = logging.get_logger(__name__)
 
 _CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
 
@@ -95,6 +100,31 @@ def refuse_intent(scheduler: WSDScheduler, intent: str, settings: Settings, job:
     raise RunError(
         f"--expect {settings.expect} (or HF_WSD_EXPECT), but this is '{scheduler.intent}': {why} ({scheduler.schedule})"
     )
+
+
+def refuse_differences(scheduler: WSDScheduler, now: Lineage, before: Lineage | None, job: Job) -> Mapping[str, Any]:
+    """What the run's records say of its sameness with the checkpoint's run, once nothing differs that is not allowed.
+
+    Args:
+        scheduler: knows what its own state and that of the checkpoint differ in, and what is allowed.
+        now: the record of the run.
+        before: that of the checkpoint, or the one with which a branch was planned; None where there is neither.
+        job: what the script asked for.
+
+    Raises:
+        ResumeError: as said, with all that differs.
+    """
+    if scheduler.intent == "start":
+        return {}
+    sameness = (compare(before, now) if before else Sameness()) | scheduler.sameness
+    sameness.check(now.intent, step=job.step, allow=scheduler.allow)
+    if sameness.changes:
+        logger.warning(f"hf_wsd: not the checkpoint's run any more, so not its bits: {sameness}")
+    earlier = before.sameness if before and before.kind != "planned" and scheduler.intent != "branch" else {}
+    if scheduler.intent != "branch" and not sameness.changes:
+        return earlier
+    known = before is not None and job.order_known
+    return sameness.record(earlier, step=job.step, allow=scheduler.allow, known=known)
 
 
 def with_decided_end(scheduler: WSDScheduler, job: Job) -> Job:

@@ -102,7 +102,7 @@ def _reasons(run: Run, step: int, kind: str, folders: tuple[Path, ...], budgets:
     else:
         yield _WORDS.get(kind, kind)
     if kind not in _PASSING and all(folder.parent == run.path for folder in folders):
-        yield "not yet out of save_total_limit's reach"
+        yield "no kept copy"
     if any(map(weights_alone, folders)):
         yield "weights alone"
 

@@ -99,9 +99,11 @@ def rewound(run: Run, *, to: str, skip: str, name: str | None = None) -> Branch:
 
 def _refuse(run: Run, record: Lineage, updates: int) -> None:
     """Refuse what no rewound run can do, as far as the record tells; the run itself looks again."""
-    step, end = record.step, run.latest.last_step or 0
+    step, end = record.step, run.latest.last_step
     if any(run.checkpoints[step].glob("random_states_*.pkl")):
         raise RunError(f"{run.path} was not trained by a Trainer: only there can batches be passed over")
+    if end is None:
+        raise ForkError(f"{run.path} was adopted and has not been trained on: its length is not known yet")
     if step >= end:
         raise ForkError(f"{run.path} ends at step {end}: nothing is left to train from step {step}")
     samples, length = samples_per_step(record), record.data.partition("-")[0]

@@ -21,7 +21,7 @@ def why_no_room(folder: Path, size: int) -> str | None:
     >>> why_no_room(Path("nowhere"), 1000)
     "[Errno 2] No such file or directory: 'nowhere'"
     """
-    probe = folder / f".room.{os.getpid()}"
+    probe = folder / ".room"
     try:
         needed, free = round(size * _MORE) + _PROBE, shutil.disk_usage(folder).free
         if free < needed:

@@ -31,6 +31,7 @@ NAMES = {  # what `allow` takes: the level that a difference leaves, and what di
     "tokens_per_step": (CHANGED, "tokens (where they are not counted: samples) of an update over all processes"),
     "data": (CHANGED, "training set: its length, its block size, or one of sixteen samples"),
     "decay_data": (CHANGED, "data of the decay: whoever names some has allowed it"),
+    "moved_data": (CHANGED, "spans of updates that `hf-wsd rewind` skips: whoever names them has allowed it"),
     "seed": (CHANGED, "order of the data, dropout"),
     "data_seed": (CHANGED, "order of the data"),
     "ignore_data_skip": (CHANGED, "the resumed epoch begins anew"),
@@ -47,6 +48,7 @@ NAMES = {  # what `allow` takes: the level that a difference leaves, and what di
     "transformers": (SAME_SAMPLES, "version"),
     "accelerate": (SAME_SAMPLES, "version"),
 }
+_SAID_ALREADY = ("decay_data", "moved_data")
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
 
@@ -76,7 +78,7 @@ class Sameness:
     def to_allow(self, intent: str) -> list[str]:
         """The names that have to be allowed in a run of that intent."""
         strict = intent == "branch"
-        return [name for name in self.changes if name != "decay_data" and (strict or NAMES[name][0] == CHANGED)]
+        return [name for name in self.changes if name not in _SAID_ALREADY and (strict or NAMES[name][0] == CHANGED)]
 
     def check(self, intent: str, *, step: int, allow: Iterable[str]) -> None:
         """Refuse a run with differences that nobody has allowed.
@@ -180,6 +182,9 @@ def compare(before: Lineage, now: Lineage) -> Sameness:
     if before.decay_data != now.decay_data:
         found.pop("data", None)
         found["decay_data"] = " -> ".join(", ".join(one.decay_data) or "the trunk's" for one in (before, now))
+    if before.moved_data != now.moved_data:
+        found.pop("data", None)
+        found["moved_data"] = " -> ".join(str(list(one.moved_data)) for one in (before, now))
     sharing = {name: found.pop(name) for name in SHARING if name in found}
     if sharing:
         found |= _shared_otherwise(sharing, old, new)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from transformers.utils import logging
 
 from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
@@ -28,17 +27,15 @@ from hf_wsd.refusals import (
     find_last_step,
     refuse_checkpoint,
     refuse_decay_data,
+    refuse_differences,
     refuse_folder,
     refuse_intent,
     with_decided_end,
 )
-from hf_wsd.sameness import Sameness, compare
 from hf_wsd.samples import Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +118,7 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     refuse_folder(scheduler, settings, planned, job)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
-    tokens_per_step = settings.tokens_per_step or _tokens_per_step(samples, job)
-    samples_per_step = settings.samples_per_step or job.samples_per_step
-    per_step = {"tokens_per_step": tokens_per_step, "samples_per_step": samples_per_step}
+    per_step = _per_step(settings, samples, job)
     asked = dict(rewound.settings) if rewound and planned else _asked(settings, job, per_step)
     plan = _plan(scheduler, settings, asked, per_step, job, rewound)
     if rewound and "budgets" in asked:
@@ -135,33 +130,22 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     overrides = planned.optimizer if planned else settings.decay_optimizer or {}
     decay_data = getattr(dataset, "decay_data", {})
     refuse_decay_data(scheduler, before, decay_data)
-    record = Lineage(
-        step=job.step,
-        kind="periodic",
-        schedule=scheduler.schedule,
+    record = _record(
+        scheduler,
+        job,
+        {"before": before, "planned": planned, "rewound": rewound},
         last_step=last_step,
         intent=intent,
         parent=parent,
-        group=_group(job, before or planned),
-        requested=planned.requested if planned else None,
-        tokens_per_step=tokens_per_step,
-        tokens=before.tokens if before else None,
+        tokens_per_step=per_step["tokens_per_step"],
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) if model is not None else None,
-        peak_lrs=tuple(scheduler.peak_lrs),
-        losses=before.losses if before else {},
-        setup=job.setup,
         settings=asked,
         data=samples.fingerprint,
         decay_data=decay_data,
-        arguments=planned.arguments if planned else (),
-        moved_data=next((r.moved_data for r in (planned, rewound, before) if r), ()),
         optimizer=use_in_decay(scheduler, overrides, before),
-        skipped_updates=before.skipped_updates if before else 0,
-        calls_per_update=scheduler.calls_per_update,
-        command=capture_command(job.world_size, job.length_flag),
-        versions=package_versions(),
     )
-    start = Start(record=_with_sameness(record, scheduler, job, before=before, planned=planned), plan=plan)
+    sameness = refuse_differences(scheduler, record, before or planned, job)
+    start = Start(record=replace(record, sameness=sameness), plan=plan)
     if decision is None:
         return start
     if decision.then == "stop" and scheduler.decided is None:
@@ -218,10 +202,37 @@ def _fitting_plan(
     return plan
 
 
-def _tokens_per_step(samples: Samples, job: Job) -> int | None:
-    if samples.tokens_per_sample is None or job.samples_per_step is None:
-        return None
-    return samples.tokens_per_sample * job.samples_per_step
+def _per_step(settings: Settings, samples: Samples, job: Job) -> dict[str, int | None]:
+    """Tokens and samples of an update: as the user says, else as counted."""
+    known = samples.tokens_per_sample is not None and job.samples_per_step is not None
+    counted = (samples.tokens_per_sample or 0) * (job.samples_per_step or 0) if known else None
+    return {
+        "tokens_per_step": settings.tokens_per_step or counted,
+        "samples_per_step": settings.samples_per_step or job.samples_per_step,
+    }
+
+
+def _record(scheduler: WSDScheduler, job: Job, others: Mapping[str, Lineage | None], **worked_out: Any) -> Lineage:
+    """The record of a run: what was worked out, what its job says, and what other records hand on to it."""
+    before, planned = others["before"], others["planned"]
+    return Lineage(
+        step=job.step,
+        kind="periodic",
+        schedule=scheduler.schedule,
+        group=_group(job, before or planned),
+        requested=planned.requested if planned else None,
+        tokens=before.tokens if before else None,
+        peak_lrs=tuple(scheduler.peak_lrs),
+        losses=before.losses if before else {},
+        setup=job.setup,
+        arguments=planned.arguments if planned else (),
+        moved_data=next((r.moved_data for r in (planned, others["rewound"], before) if r), ()),
+        skipped_updates=before.skipped_updates if before else 0,
+        calls_per_update=scheduler.calls_per_update,
+        command=capture_command(job.world_size, job.length_flag),
+        versions=package_versions(),
+        **worked_out,
+    )
 
 
 def _origin(
@@ -259,24 +270,6 @@ def _asked(settings: Settings, job: Job, per_step: dict[str, Any]) -> dict[str, 
         asked[name] = to_steps(asked[name], **per_step, of=whole or job.max_steps)
     of_job = ("allow", "expect")
     return {name: v for name, v in asked.items() if name not in of_job and (name, v) != ("num_decay_steps", 0)}
-
-
-def _with_sameness(
-    record: Lineage, scheduler: WSDScheduler, job: Job, *, before: Lineage | None, planned: Lineage | None
-) -> Lineage:
-    """The record with what differs from the checkpoint's run; refused if that is not allowed."""
-    if scheduler.intent == "start":
-        return record
-    known = before or planned  # without a record the scheduler's own state is all that is compared
-    sameness = (compare(known, record) if known else Sameness()) | scheduler.sameness
-    sameness.check(record.intent, step=job.step, allow=scheduler.allow)
-    if sameness.changes:
-        logger.warning(f"hf_wsd: not the checkpoint's run any more, so not its bits: {sameness}")
-    earlier = before.sameness if before and scheduler.intent != "branch" else {}
-    if scheduler.intent != "branch" and not sameness.changes:
-        return replace(record, sameness=earlier)
-    order_known = known is not None and job.order_known
-    return replace(record, sameness=sameness.record(earlier, step=job.step, allow=scheduler.allow, known=order_known))
 
 
 def _parent(job: Job) -> Parent:

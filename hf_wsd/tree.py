@@ -11,7 +11,7 @@ from hf_wsd.checkpoint import weights_alone
 from hf_wsd.disk import show_bytes, used_bytes
 from hf_wsd.errors import ScheduleError
 from hf_wsd.family import Run
-from hf_wsd.lengths import show_tokens
+from hf_wsd.lengths import show_spans, show_tokens
 from hf_wsd.lineage import BRANCHES
 from hf_wsd.retention import Stored, stored
 from hf_wsd.sameness import describe
@@ -70,6 +70,9 @@ def stock_resume(run: Run) -> dict[str, Any]:
     path, record = str(run.checkpoints[newest]), run.records[newest]
     if run.finished and record.schedule.total_steps is not None:
         return {"checkpoint": path, "reason": f"the run is finished: from_pretrained({path!r}) loads its model"}
+    if record.moved_data:
+        spans = show_spans(record.moved_data)
+        return {"checkpoint": path, "reason": f"transformers cannot pass over the batches of updates {spans}"}
     try:
         flags = stock_flags(record.schedule, last_step=record.last_step or newest, start=newest)
     except ScheduleError as error:
@@ -78,7 +81,7 @@ def stock_resume(run: Run) -> dict[str, Any]:
 
 
 def _state(branch: Run, fork: int) -> str:
-    end = branch.identity.last_step
+    end = branch.identity.schedule.total_steps or branch.identity.last_step
     if end is not None and branch.has_saved(end):
         alone = end in branch.checkpoints and weights_alone(branch.checkpoints[end])
         return f"finished, {_describe(branch, end)}{', weights alone' if alone else ''}"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +180,11 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def _kill(processes: Iterable[psutil.Process]) -> None:
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes and wait until they are dead: ten seconds, for one that hangs in the kernel cannot be helped."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    deadline = time.monotonic() + 10
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)

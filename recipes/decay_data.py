@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from blocks import DataArguments, load_training_documents, pack, tokenize
 from datasets import Dataset
+from family_arguments import asked_schedule
 from mixture import ROUND, TRUNK, Batches, Mixture, Source, find_sources, read_weights, shuffled
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from hf_wsd.by_name import NAMES, build_schedule
+from hf_wsd.by_name import NAMES
 from hf_wsd.errors import DataError
 from hf_wsd.samples import take_samples
 from hf_wsd.settings import Settings
@@ -200,13 +201,7 @@ def _decay_begin(args: Any) -> int | None:
         return None
     if args.max_steps <= 0:
         raise DataError("--decay_dataset needs to know where the decay starts: give --budgets, or --max_steps")
-    warmup_steps = args.get_warmup_steps(args.max_steps) if hasattr(args, "get_warmup_steps") else args.warmup_steps
-    schedule = build_schedule(
-        args.lr_scheduler_type,
-        num_training_steps=args.max_steps,
-        num_warmup_steps=warmup_steps,
-        kwargs=getattr(args, "lr_scheduler_kwargs", None),
-    )
+    schedule = asked_schedule(args)
     begins = [step for step, kind in schedule.checkpoint_steps().items() if kind == "pre-decay"]
     if len(begins) > 1:
         raise DataError(f"--decay_dataset is for one decay, but the line has {len(begins)}: use --trunk with wsd")

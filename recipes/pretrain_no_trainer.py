@@ -214,10 +214,8 @@ def main() -> None:
     loaders = data_loaders(args, train_blocks, eval_blocks)
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, *loaders)
     accelerator.register_for_checkpointing(scheduler)
-    if checkpoint:
-        check_checkpoint(Path(checkpoint))
+    if checkpoint and check_checkpoint(Path(checkpoint)):
         accelerator.load_state(checkpoint)
-
     if not finished:  # else a kill has cut short what follows
         start = {"step": scheduler.steps_done, "max_steps": args.max_steps, "checkpoint": checkpoint, "seed": args.seed}
         job = accelerator_job(accelerator, batch_size=args.per_device_train_batch_size, folder=args.output_dir, **start)

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pretrain
 import pretrain_no_trainer
 import pytest
 import torch
-from accelerate import Accelerator
+import transformers
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from blocks import DataArguments, load_documents, load_training_documents
 from datasets import Dataset
-from decay_data import DecayBlocks, DecayStream
+from decay_data import DecayBlocks, DecayStream, with_decay_data
 from mixture import TRUNK, Batches, Mixture, Source, read_weights
+from packaging.version import Version
 from trainer_runs import ROOT, command, command_line, same_weights
 
-from hf_wsd.errors import DataError, ResumeError, RunError
+from hf_wsd.errors import DataError, ResumeError
 from hf_wsd.family import read_run
+from hf_wsd.report import make_report
 
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1,resid_pdrop=0.1", "--block_size", "32"),
     *("--max_eval_blocks", "8", "--per_device_train_batch_size", "4", "--warmup_steps", "4", "--use_cpu"),
     *("--decay_fraction", "0.25", "--logging_steps", "1", "--eval_steps", "7", "--save_steps", "6"),
 )  # 128 tokens a step; a budget of 40 decays from step 30
+NAME = "30-1-sqrt-10-code.jsonl-0.7-trunk-0.3"
+FORK = "_fork-points/checkpoint-30"
+CLI = ("-m", "hf_wsd.cli")
+DECAY = (*CLI, "decay")
+TWO_PROCESSES = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="before 5.18 transformers resumes no run of several processes on CPU: it loads the optimizer to cpu:0",
+)
 BOTH = pytest.mark.parametrize("recipe", [pretrain, pretrain_no_trainer], ids=lambda recipe: recipe.__name__)
 
 
@@ -41,16 +56,20 @@ def fresh_accelerator():
 
 @pytest.fixture
 def files(tmp_path):
-    """Rows for the trunk, for three epochs, and for a decay that reads them several times."""
-    for name, rows, text in (("rows", 90, "{0} and {1}. "), ("code", 12, "x{0} = {0} * {1}\n")):
+    return write_files(tmp_path)
+
+
+def write_files(folder):
+    """Rows for the trunk: the decay starts in its second epoch and ends in its third. And for a decay."""
+    for name, rows, text in (("rows", 30, "{0} and {1}. "), ("code", 12, "x{0} = {0} * {1}\n")):
         lines = (json.dumps({"text": text.format(n, n * n) * 9}) + "\n" for n in range(rows))
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    return tmp_path
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
 
 
-def run_here(recipe, run, *flags, trunk="rows.jsonl"):
+def run_here(recipe, run, *flags):
     """Run a recipe in this process."""
-    data = ("--train_file", run.parent / trunk, "--validation_percent", 10)
+    data = ("--train_file", run.parent / "rows.jsonl", "--validation_percent", 10)
     with command_line(f"{recipe.__name__}.py", "--output_dir", run, *TINY, *data, *flags):
         recipe.main()
     return run
@@ -89,7 +108,9 @@ def test_trunk_part_has_the_order_of_accelerate_and_the_decay_starts_at_its_firs
     assert second[8:] + third == passes
 
 
-@pytest.mark.parametrize("batches", [Batches(3, 1, 2), Batches(2, 2, 3), Batches(3, 2, 1, True), Batches(1, 1, 4, True)])
+@pytest.mark.parametrize(
+    "batches", [Batches(3, 1, 2), Batches(2, 2, 3), Batches(3, 2, 1, True), Batches(1, 1, 4, True)]
+)
 @pytest.mark.parametrize("begin", [1, 4, 9, 10])
 def test_trunk_alone_as_decay_data_is_the_trunks_own_order(batches, begin):
     data = DecayBlocks(blocks(23), {TRUNK: 1.0}, {}, begin=begin, batches=batches, seed=42)
@@ -128,6 +149,48 @@ def test_weights_that_make_no_mixture_are_refused(words, message):
         read_weights(words.split())
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "more", "message"),
+    [
+        ("wsd_s", {"HF_WSD_CYCLE_ENDS": "20 40"}, {}, "for one decay, but the line has 2"),
+        ("cosine", {}, {}, "--lr_scheduler_type cosine: it is for wsd"),
+        ("wsd", {"HF_WSD_FINISH_BY": "2030-01-01T08:00"}, {}, "with finish_by: a running job reads batches ahead"),
+        ("wsd", {}, {"max_steps": -1}, "give --budgets, or --max_steps"),
+        ("wsd", {}, {"ignore_data_skip": True}, "with --ignore_data_skip: nobody could tell"),
+        ("wsd", {}, {"train_sampling_strategy": "sequential"}, "with --train_sampling_strategy: nobody"),
+    ],
+)
+def test_run_that_could_not_go_over_to_other_data_is_refused(monkeypatch, kind, settings, more, message):
+    for name, text in settings.items():
+        monkeypatch.setenv(name, text)
+    args = SimpleNamespace(**{"lr_scheduler_type": kind, "max_steps": 40, "warmup_steps": 4, "seed": 1} | more)
+    with pytest.raises(DataError, match=message):
+        with_decay_data(blocks(8), DataArguments(decay_dataset=["no.txt"]), args, None, Batches(1, 1, 1))
+
+
+def test_trunk_reads_its_own_data(monkeypatch):
+    monkeypatch.setenv("HF_WSD_TRUNK", "1")
+    args, data = SimpleNamespace(lr_scheduler_type="wsd", max_steps=30), DataArguments(decay_dataset=["no.txt"])
+    own = blocks(8)
+    assert with_decay_data(own, data, args, None, Batches(1, 1, 1)) is own
+
+
+def test_documents_held_out_of_the_trunk_are_in_no_decay_data(files):
+    code = str(files / "code.jsonl")
+    data = DataArguments(train_file=code, validation_percent=30)
+    held_out = load_documents(data)["validation"]
+    trained = load_training_documents(code, data)
+    assert len(held_out) > 0
+    assert {row["text"] for row in trained} | {row["text"] for row in held_out} == texts(code)
+    assert len(trained) + len(held_out) == 12
+    own_validation = replace(data, validation_file=code)
+    assert {row["text"] for row in load_training_documents(code, own_validation)} == texts(code)
+
+
+def texts(file):
+    return {json.loads(line)["text"] for line in Path(file).read_text().splitlines()}
+
+
 # --- in training ---
 
 
@@ -138,12 +201,97 @@ def test_straight_run_equals_trunk_and_branch_and_the_killed_branch_bit_for_bit(
     straight = run_here(recipe, files / "straight", "--budgets", 40, *mixed(files))
     resume = ("--resume_from_checkpoint", trunk / "checkpoint-30")
     branch = run_here(recipe, files / "branch", "--budgets", 40, *mixed(files), *resume)
-    for folder in branch.glob("**/checkpoint-40"):
-        (folder / "optimizer.pt").write_bytes(b"torn")
-        (folder / "optimizer.bin").write_bytes(b"torn")
-    resumed = run_here(recipe, branch, "--budgets", 40, *mixed(files))
-    fork = "_fork-points/checkpoint-30"
-    assert same_weights(trunk / fork, straight / fork)
-    assert same_weights(resumed / "checkpoint-40", straight / "checkpoint-40")
+    assert same_weights(trunk / FORK, straight / FORK)
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+    cut_back(branch)
+    run_here(recipe, branch, "--budgets", 40, *mixed(files))
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
     plain = run_here(recipe, files / "plain", "--budgets", 40, *resume)
     assert not same_weights(plain / "checkpoint-40", straight / "checkpoint-40")
+
+
+def cut_back(run):
+    """As a kill in mid-decay leaves it: the newest checkpoint is that of step 36."""
+    for folder in (run, run / "_fork-points"):
+        shutil.rmtree(folder / "checkpoint-40")
+    shutil.rmtree(run / "checkpoint-42", ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_trunk_that_is_a_stream_goes_over_too(files):
+    stream = ("--streaming", "--budgets", 40)
+    trunk = run_here(pretrain, files / "trunk", *stream, "--trunk")
+    straight = run_here(pretrain, files / "straight", *stream, *mixed(files))
+    resume = ("--resume_from_checkpoint", trunk / "checkpoint-30")
+    branch = run_here(pretrain, files / "branch", *stream, *mixed(files), *resume)
+    cut_back(branch)
+    run_here(pretrain, branch, *stream, *mixed(files))
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+
+
+@pytest.mark.slow
+def test_decay_that_was_begun_goes_on_with_its_own_data_alone(files):
+    run = run_here(pretrain, files / "run", "--budgets", 40, *mixed(files))
+    cut_back(run)
+    with pytest.raises(
+        ResumeError, match=r"the decay was begun with .*code.jsonl.*, this run asks for the trunk's data"
+    ):
+        run_here(pretrain, run, "--budgets", 40)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A trunk on two processes, a branch on other data and its control."""
+    folder = write_files(tmp_path_factory.mktemp("family"))
+    run = train_two(folder / "run", "--trunk", "--budgets", 40)
+    command([*DECAY, run, "--control", "--", *mixed(folder)])
+    return run
+
+
+def train_two(run, *flags):
+    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "recipes" / "pretrain.py"]
+    data = ("--train_file", run.parent / "rows.jsonl", "--validation_percent", 10)
+    argv += ["--output_dir", run, *TINY, "--per_device_train_batch_size", 2, *data, *flags]
+    command(argv, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    return run
+
+
+@pytest.mark.slow
+@TWO_PROCESSES
+def test_branch_of_two_processes_equals_the_straight_run_also_after_a_kill(family):
+    straight = train_two(family.parent / "straight", "--budgets", 40, *mixed(family.parent))
+    branch = family / "_branches" / NAME
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+    cut_back(branch)
+    command([*DECAY, family, "--control", "--", *mixed(family.parent)])
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+
+
+@pytest.mark.slow
+@TWO_PROCESSES
+def test_report_and_tree_show_branch_and_control_side_by_side(family):
+    run = read_run(family)
+    assert [(branch.latest.arguments, branch.latest.decay_data.keys()) for branch in run.branches] == [
+        ((), set()),
+        (mixed(family.parent), {str(family.parent / "code.jsonl"), TRUNK}),
+    ]
+    report = make_report(run)
+    assert [(row.run, row.changed, row.control) for row in report.rows] == [
+        ("_branches/30-1-sqrt-10", "", None),
+        (f"_branches/{NAME}", "code.jsonl 70 %, trunk 30 %", "_branches/30-1-sqrt-10"),
+    ]
+    assert re.search(
+        r"code.jsonl 70 %, trunk 30 %: 0\.\d{3} (below|above) its control, 30-1-sqrt-10", report.to_markdown()
+    )
+    tree = command([*CLI, "tree", family]).stdout
+    assert re.search(r"code.jsonl 70 %, trunk 30 %", tree)
+
+
+@pytest.mark.slow
+@TWO_PROCESSES
+def test_another_mixture_under_the_same_name_is_refused(family):
+    result = command([*DECAY, family, "--name", NAME, "--", "--decay_dataset", "trunk"], check=False)
+    assert result.returncode == 1
+    assert re.search(
+        r"is another branch already.*--decay_dataset .*asked: --decay_dataset trunk.*--name", result.stderr
+    )

@@ -145,6 +145,7 @@ def test_script_that_resumes_from_the_decayed_end_is_told_where_to_go_on(tmp_pat
     assert same_weights(run / "checkpoint-16", straight / "checkpoint-16")
 
 
+@pytest.mark.slow
 def test_another_past_is_refused_where_no_checkpoint_agrees(tmp_path):
     run = train_here(tmp_path / "run", *SCRIPT, "--max_steps", 8, launch=FRACTION)
     flags = ("--warmup_steps", 4, "--max_steps", 16, "--resume_from_checkpoint", run / "checkpoint-8")

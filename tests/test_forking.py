@@ -16,7 +16,7 @@ from hf_wsd.forking import fork, fork_all, plan_decays, prepare
 from hf_wsd.lineage import Command
 from hf_wsd.lock import locked
 from hf_wsd.plan import Decay
-from hf_wsd.running import branch_command, run_branches
+from hf_wsd.running import branch_command, read_arguments, run_branches
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +221,79 @@ def test_minimum_of_the_trunk_is_not_asked_of_a_shape_with_an_end_of_its_own(tru
 def test_fork_point_may_be_given_in_tokens(trunk):
     run = read_run(trunk)
     assert [decay.fork for decay in plan_decays(run, at=["960tokens", "120samples"]).decays] == [15, 30]
+
+
+# --- what a decay changes beside the lr ---
+
+CODE = ("--decay_dataset", "/data/code.jsonl=0.7", "trunk=0.3")
+
+
+def test_branch_with_arguments_has_a_name_of_its_own_and_hands_them_to_the_script(trunk):
+    record_command(trunk, Command(argv=("-m", "hf_wsd", "--trunk", "t.py", "--seed", "7"), cwd="."))
+    branch = fork(trunk, Decay(fork=30, end=40), arguments=CODE, optimizer={"beta2": 0.99})
+    assert branch.folder.name == "30-1-sqrt-10-code.jsonl-0.7-trunk-0.3-beta2-0.99"
+    argv, _ = branch_command(branch)
+    assert argv[5:10] == ["--seed", "7", *CODE]
+    assert argv[10] == "--output_dir"
+
+
+def test_begun_branch_goes_on_with_its_own_arguments_alone(trunk):
+    prepare(fork(trunk, Decay(fork=30, end=40), arguments=CODE, name="mine"))
+    assert fork(trunk, Decay(fork=30, end=40), arguments=CODE, name="mine").record.arguments == CODE
+    with pytest.raises(RunError, match=r"another branch already \(--decay_dataset .*asked: nothing changed.*--name"):
+        fork(trunk, Decay(fork=30, end=40), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output_dir", "x"], "--output_dir after --: a branch has its own"),
+        (["--max-steps=9"], "--max-steps=9 after --: a branch has its own"),
+        (["--hub_token", "abc"], "a secret after -- would be written"),
+        (["code.jsonl"], "code.jsonl: no flag. Arguments of the script follow --"),
+    ],
+)
+def test_arguments_that_a_branch_cannot_have_are_refused(trunk, arguments, message):
+    with pytest.raises(RunError, match=message):
+        fork(trunk, Decay(fork=30, end=40), arguments=arguments)
+
+
+def test_control_is_the_same_decay_without_what_is_changed(trunk):
+    run = read_run(trunk)
+    plan = plan_decays(run, at=[30])
+    branches = fork_all(run, plan, arguments=CODE, optimizer={"beta2": 0.99}, control=True, name="mine")
+    assert [(branch.folder.name, branch.record.changed != "") for branch in branches] == [
+        ("mine", True),
+        ("mine-control", False),
+    ]
+    with pytest.raises(RunError, match="--control trains the same decay without what is changed in it, but nothing is"):
+        fork_all(run, plan, control=True)
+
+
+def test_branches_have_the_optimizer_that_the_trunk_was_started_with(trunk):
+    run = read_run(trunk)
+    asked = {"decay_optimizer": {"beta2": 0.99}}
+    run = replace(run, records={s: replace(r, settings=r.settings | asked) for s, r in run.records.items()})
+    (branch,) = fork_all(run, plan_decays(run, at=[30]))
+    assert branch.record.optimizer == {"beta2": 0.99}
+
+
+def test_arguments_of_a_script_with_an_argument_file_are_written_into_its_copy(trunk, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import sys; print(open(sys.argv[1]).read())")
+    record_command(trunk, Command(argv=(str(script), "a.json"), cwd=".", files={"a.json": '{"seed": 7}'}))
+    branch = fork(trunk, Decay(fork=30, end=40), arguments=[*CODE, "--seed", "8", "--bf16"])
+    list(run_branches([branch]))
+    content = yaml.safe_load((branch.folder / "run.log").read_text())
+    assert (content["decay_dataset"], content["seed"], content["bf16"]) == ([*CODE[1:]], 8, True)
+
+
+def test_files_after_two_dashes_are_found_from_wherever_the_branch_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        (tmp_path / name).touch()
+    words = read_arguments(["--decay_dataset", "a.jsonl=0.5", "*.jsonl", "c.txt", "trunk=0.5", "no.txt=1"])
+    assert words == [
+        *("--decay_dataset", f"{tmp_path}/a.jsonl=0.5", f"{tmp_path}/*.jsonl", f"{tmp_path}/c.txt"),
+        *("trunk=0.5", "no.txt=1"),
+    ]

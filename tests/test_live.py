@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import transformers
+from packaging.version import Version
 from trainer_runs import FLAGS, ROOT, command, same_weights, train_here
 
 from hf_wsd.checkpoint import newest_whole
@@ -18,6 +23,7 @@ from hf_wsd.lineage import Lineage
 
 SCRIPT = ROOT / "tests" / "downstream" / "train_and_ask.py"
 TRUNK = ("--trunk", "--decay-fraction", "0.25")
+RESUMES_SEVERAL = Version(transformers.__version__) >= Version("5.18")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 
 
@@ -60,7 +66,11 @@ def test_who_asked_is_answered_and_named_in_the_record(tmp_path):
 
 
 REFUSED = {
-    "past the planned end": ("file@38", "", "38 to 50 would pass the planned end at step 40: ask for at most 2 decay steps"),
+    "past the planned end": (
+        "file@38",
+        "",
+        "38 to 50 would pass the planned end at step 40: ask for at most 2 decay steps",
+    ),
     "a second one": ("ask@18,file@20", "", "one was decided already: decay from step 18"),
     "a script that cannot go back": ("file@18", "then=continue", "cannot go back to its fork point"),
     "a shape that is not there": ("file@18", "decay_type=linaer", "did you mean 'linear'"),
@@ -113,3 +123,77 @@ def test_sigterm_saves_and_the_next_job_ends_in_the_same_weights(straight, tmp_p
     assert (newest.name, damage) == (f"checkpoint-{at}", [])
     run = train(tmp_path / "run", "--resume_from_checkpoint", newest, do="ask@18" if at < 18 else "")
     assert same_weights(run / "checkpoint-24", straight / "checkpoint-24")
+
+
+# --- several processes ---
+
+
+def two_processes(run, *flags, launch=TRUNK, check=True, script=SCRIPT, **environment):
+    argv = [*TORCHRUN, "-m", "hf_wsd", *launch, script, "--output_dir", run, *FLAGS, *flags]
+    return command(argv, check=check, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", **environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RESUMES_SEVERAL, reason="before 5.18 transformers resumes no run of several CPU processes")
+def test_wish_that_one_of_two_processes_hears_is_obeyed_by_both_at_the_same_step(tmp_path):
+    flags = ("--max_steps", 40, "--per_device_train_batch_size", 2, "--logging_steps", 1)
+    two_processes(tmp_path / "run", *flags, DO="usr1:1@18")
+    two_processes(tmp_path / "straight", *flags[2:], "--max_steps", 24, launch=("--num-decay-steps", 6))
+    assert json.loads((tmp_path / "run" / DECISION).read_text())["fork"] == 18
+    assert same_weights(tmp_path / "run" / "checkpoint-24", tmp_path / "straight" / "checkpoint-24")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RESUMES_SEVERAL, reason="before 5.18 transformers resumes no run of several CPU processes")
+@pytest.mark.parametrize("whom", ["torchrun", "everybody"])  # Slurm's scancel: data loader workers too
+def test_sigterm_under_torchrun_saves_exits_and_resumes_to_the_same_weights(tmp_path, whom):
+    flags = ("--max_steps", 400, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 2)
+    run, script = tmp_path / "run", ROOT / "tests" / "downstream" / "train_tiny_lm.py"
+    argv = [sys.executable, *TORCHRUN, "-m", "hf_wsd", *TRUNK, script, "--output_dir", run, *FLAGS, *flags]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*map(str, argv)], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not [row for row in read_history(run) if row["step"] >= 20]:
+        time.sleep(0.05)
+        assert process.poll() is None
+    (os.killpg if whom == "everybody" else os.kill)(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    newest, damage = newest_whole(run)
+    assert damage == []
+    assert f"the job ends at step {newest.name.partition('-')[2]} (SIGTERM)" in said
+    two_processes(run, *flags, "--resume_from_checkpoint", newest, script=script)
+    two_processes(tmp_path / "whole", *flags, script=script)
+    assert same_weights(run / "checkpoint-400", tmp_path / "whole" / "checkpoint-400")
+
+
+# --- deadlines ---
+
+
+@pytest.mark.slow
+def test_time_budget_ends_in_time_with_a_decayed_model_and_is_used(tmp_path):
+    begun = time.time()
+    budget = 40
+    argv = ["-m", "hf_wsd", *TRUNK, "--time-budget", f"{budget}s", SCRIPT, "--output_dir", tmp_path / "run", *FLAGS]
+    command([*argv, "--max_steps", 10**6, "--logging_steps", 100])
+    took = (tmp_path / "run" / "_fork-points").stat().st_mtime - begun
+    assert 0.9 * budget < took < budget
+    record = read_run(tmp_path / "run").latest
+    assert (record.kind, record.decided["by"]) == ("post-decay", "--time-budget")
+
+
+@pytest.mark.slow
+def test_job_time_limit_saves_and_exits_in_time(tmp_path):
+    begun = time.time()
+    argv = ["-m", "hf_wsd", *TRUNK, "--job-time-limit", "25s", SCRIPT, "--output_dir", tmp_path / "run", *FLAGS]
+    result = command([*argv, "--max_steps", 10**6, "--logging_steps", 100], check=False)
+    assert (result.returncode, "(its time limit); saved at step" in result.stderr) == (75, True)
+    assert 15 < time.time() - begun < 25
+
+
+@pytest.mark.slow
+def test_job_end_decays_where_it_is_asked_to(tmp_path):
+    argv = ["-m", "hf_wsd", *TRUNK, "--on-job-end", "decay", SCRIPT, "--output_dir", tmp_path / "run", *FLAGS]
+    end = str(int(time.time()) + 30)
+    result = command([*argv, "--max_steps", 10**6, "--logging_steps", 100], SLURM_JOB_END_TIME=end)
+    assert result.returncode == 0
+    assert read_run(tmp_path / "run").latest.decided["by"] == "--on-job-end"
+    assert time.time() < int(end)

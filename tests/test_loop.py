@@ -91,10 +91,12 @@ def test_repeated_command_goes_on_and_ends_in_the_same_weights(tmp_path, rows):
     assert [row["step"] for row in read_run(again).history if "loss" in row] == list(range(1, 21))
 
 
-def test_fork_points_and_ends_survive_save_total_limit(tmp_path, rows):
-    run = pretrain_here(tmp_path / "run", *rows, "--trunk", "--budgets", 20, 40, "--save_total_limit", 1)
+def test_fork_points_and_those_of_keep_every_survive_save_total_limit(tmp_path, rows):
+    limits = ("--save_total_limit", 1, "--keep_every", "1.024K")  # 8 steps
+    run = pretrain_here(tmp_path / "run", *rows, "--trunk", "--budgets", 20, 40, *limits)
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-30"]
-    assert {step: record.kind for step, record in read_run(run).records.items()} == {15: "fork", 30: "fork"}
+    kinds = {step: record.kind for step, record in read_run(run).records.items()}
+    assert kinds == {8: "kept", 15: "fork", 16: "kept", 24: "kept", 30: "fork"}
 
 
 def test_record_and_history_have_the_losses_of_forks_and_of_the_ends_of_budgets(tmp_path, rows):

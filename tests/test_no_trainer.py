@@ -87,6 +87,21 @@ def test_resume_goes_on_with_the_lrs_of_the_schedule(tmp_path, capsys):
     assert printed_lrs(capsys.readouterr().out) == straight_lrs(20, 5, begin=12)
 
 
+@pytest.mark.slow
+def test_new_learning_rate_at_a_resume_is_refused_with_all_else_or_trained_with_at_once(tmp_path, capsys):
+    saved = run_here(tmp_path / "run", "--checkpointing_steps", 6) / "step_12"
+    capsys.readouterr()
+    changes = ("--learning_rate", 2 * PEAK, "--seed", 1, "--resume_from_checkpoint", saved)
+    with pytest.raises(
+        SystemExit, match=r"learning_rate 0\.01 -> 0\.02\n  seed 0 -> 1\n.* --allow learning_rate seed "
+    ):
+        run_here(tmp_path / "refused", *changes)
+    assert printed_lrs(capsys.readouterr().out) == []
+    run = run_here(tmp_path / "allowed", *changes, launch=(*LAUNCH, "--allow", "learning_rate", "seed"))
+    assert printed_lrs(capsys.readouterr().out) == [2 * lr for lr in straight_lrs(20, 5, begin=12).expected]
+    assert read_run(run).latest.sameness["allowed"] == ["learning_rate", "seed"]
+
+
 def test_skipped_fp16_update_does_not_shift_the_schedule():
     hf_wsd.register()
     accelerator = Accelerator(cpu=True)
@@ -112,7 +127,7 @@ def test_schedule_is_the_same_through_the_other_door(tmp_path, capsys):
 
 @pytest.fixture
 def trunk(tmp_path):
-    return run_here(tmp_path / "run", "--checkpointing_steps", "6", launch=TRUNK)
+    return run_here(tmp_path / "run", "--checkpointing_steps", "6", launch=(*TRUNK, "--keep-every", "512tokens"))
 
 
 def test_saved_state_has_its_record(trunk):
@@ -121,9 +136,9 @@ def test_saved_state_has_its_record(trunk):
     assert record.command.length_flag == "max_train_steps"
 
 
-def test_fork_point_of_a_budget_is_saved_and_kept(trunk):
+def test_fork_point_of_a_budget_and_every_so_many_steps_are_saved_and_kept(trunk):
     kinds = {step: record.kind for step, record in read_run(trunk).records.items() if record.kind != "periodic"}
-    assert kinds == {15: "fork", 20: "end"}
+    assert kinds == {8: "kept", 15: "fork", 16: "kept", 20: "end"}
     assert check_checkpoint(trunk / "_fork-points" / "step_15") == 15
 
 
@@ -192,8 +207,9 @@ UNPREPARED = {
 )
 def test_fork_points_that_nobody_could_save_are_refused(tmp_path, capsys, changes, said):
     script = changed(tmp_path, changes)
-    with pytest.raises(SystemExit, match=f"trunk and budgets need checkpoints with records, but the script {said}"):
-        run_here(tmp_path / "run", launch=TRUNK, script=script)
+    needs = "trunk and budgets and keep_every need checkpoints with records"
+    with pytest.raises(SystemExit, match=f"{needs}, but the script {said}"):
+        run_here(tmp_path / "run", launch=(*TRUNK, "--keep-every", 5), script=script)
     assert printed_lrs(capsys.readouterr().out) == []
 
 

@@ -21,7 +21,7 @@ from hf_wsd.disk import used_bytes
 from hf_wsd.errors import CheckpointError
 from hf_wsd.family import read_run
 from hf_wsd.forking import fork
-from hf_wsd.keeper import link_checkpoint
+from hf_wsd.keeper import Keeper, link_checkpoint
 from hf_wsd.lock import locked
 from hf_wsd.plan import Decay
 from hf_wsd.report import make_report
@@ -189,11 +189,23 @@ def test_damaged_checkpoint_that_is_newer_than_the_newest_whole_one_is_needed_by
     assert prune(branch, "--steps", 75)[0] == 0
 
 
-def test_run_in_which_a_process_trains_is_left_alone(prune, run):
+def test_trunk_that_trains_is_left_alone_until_its_last_save(prune, run):
+    keeper = Keeper(run, read_run(run).records[80], {})
+    keeper.begin(80, tokens=None)
     before = everything_in(run)
-    with locked(run):
-        code, _, _ = prune(run, "--steps", 20)
-    assert "a process is already training in" in str(code)
+    code, _, _ = prune(run, "--steps", 20)
+    assert f"a process is already training in {run}" in str(code)
+    assert everything_in(run) == before
+    keeper.save(80)
+    assert prune(run, "--steps", 20)[0] == 0
+
+
+def test_branch_that_trains_is_left_alone(prune, run):
+    branch = run / "_branches" / "60-1-sqrt-20"
+    before = everything_in(run)
+    with locked(branch):
+        code, _, _ = prune(run, "--branch", branch.name, "--force")
+    assert f"a process is already training in {branch}" in str(code)
     assert everything_in(run) == before
 
 

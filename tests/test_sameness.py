@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainer_runs import FAMILY, SCRIPT, command, same_weights, train, train_here
+import transformers
+from packaging.version import Version
+from trainer_runs import FAMILY, FLAGS, SCRIPT, command, train, train_here
 
-from hf_wsd import WSDScheduler
+from hf_wsd import WSDScheduler, register
 from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import saved_checkpoints
-from hf_wsd.errors import ResumeError, SettingsError
+from hf_wsd.errors import ResumeError, RunError, SettingsError
 from hf_wsd.family import read_run
 from hf_wsd.history import read_history
+from hf_wsd.job import Job
 from hf_wsd.lineage import Lineage
 from hf_wsd.optimizers import compare_optimizers
+from hf_wsd.refusals import refuse_intent
 from hf_wsd.sameness import SHARING, Sameness, compare, describe
 from hf_wsd.samples import take_samples
 from hf_wsd.settings import Settings
@@ -62,10 +66,14 @@ def test_same_run_is_bitwise():
         (with_setup(precision="fp32"), "precision bf16 -> fp32", "changed"),
         (with_setup(device="cuda H200"), "device cuda H100 -> cuda H200", "same samples"),
         (replace(RUN, versions={"torch": "2.13.0"}), "torch 2.12.0 -> 2.13.0", "same samples"),
-        (with_setup(world_size=4, gradient_accumulation_steps=1), "gradient_accumulation_steps 2 -> 1, world_size 2 -> 4", "same samples"),
+        (
+            with_setup(world_size=4, gradient_accumulation_steps=1),
+            "gradient_accumulation_steps 2 -> 1, world_size 2 -> 4",
+            "same samples",
+        ),
         (with_setup(world_size=4), "tokens_per_step 8 -> 16 samples (world_size 2 -> 4)", "changed"),
     ],
-)  # fmt: skip
+)
 def test_difference_is_named_with_its_level(now, difference, level):
     sameness = compare(RUN, now)
     assert (str(sameness), sameness.level) == (difference, level)
@@ -213,6 +221,43 @@ def test_state_of_an_older_version_has_no_settings_to_compare():
     assert resume(resumed, states, ("scheduler",)) is resumed.optimizer.param_groups
 
 
+def test_scheduler_that_nobody_looks_after_refuses_at_the_first_update():
+    """A Trainer whose WSDCallback was taken out; else all differences are refused together, before."""
+    register()
+    asked = transformers.get_scheduler("wsd", torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.4), 10, 100)
+    asked.load_state_dict(save(make_scheduler(0.5, schedule=asked.schedule), 50)["scheduler"])
+    with pytest.raises(ResumeError, match=r"learning_rate 0\.5 -> 0\.4"):
+        asked.optimizer.step()
+
+
+# --- what a run was expected to be ---
+
+
+@pytest.mark.parametrize(
+    ("stored", "began", "expected", "derived"),
+    [
+        (TRUNK, "branch", "continue", r"'branch': .* up to there, then a decay of its own \(warmup linear"),
+        (MODEL, "start", "branch", r"'continue': the schedule asked for is that of the checkpoint at step 50 \("),
+        (wsd(90, num_warmup_steps=10, num_decay_steps=20), "extend", "branch", "'extend': .* up to there, and longer"),
+        (None, "start", "branch", "'start': no checkpoint was loaded"),
+    ],
+)
+def test_run_that_is_not_what_was_expected_is_refused_with_the_reason(stored, began, expected, derived):
+    scheduler = make_scheduler(0.5)
+    if stored is not None:
+        scheduler.load_state_dict(save(make_scheduler(0.5, schedule=stored), 50)["scheduler"])
+    job = Job(folder=Path("RUN"), step=50, max_steps=100)
+    with pytest.raises(RunError, match=f"--expect {expected} .* this is {derived}"):
+        refuse_intent(scheduler, began, Settings(expect=expected), job)
+
+
+@pytest.mark.parametrize(("began", "expected"), [("branch", "branch"), ("branch", "continue"), ("start", "continue")])
+def test_what_goes_on_with_a_branch_is_one_too(began, expected):
+    scheduler = make_scheduler(0.5)
+    scheduler.load_state_dict(save(make_scheduler(0.5), 90)["scheduler"])
+    refuse_intent(scheduler, began, Settings(expect=expected), Job(folder=Path("RUN"), step=90, max_steps=100))
+
+
 # --- real runs ---
 
 DECAY = ("--max_steps", 20, "--lr_scheduler_kwargs", '{"num_decay_steps": 5}')
@@ -250,6 +295,7 @@ def test_allowed_learning_rate_is_trained_with_at_once_and_recorded(resumed):
     assert record.sameness == {"level": "changed", "changes": change, "allowed": ["learning_rate"]}
 
 
+@pytest.mark.slow
 def test_what_was_allowed_stays_in_the_records_of_the_run_that_goes_on(resumed):
     flags = ("--save_strategy", "steps", "--save_steps", 2, "--weight_decay", 0.2)
     run = resumed(*DECAY, *flags, launch=("--allow", "weight_decay"))
@@ -268,6 +314,7 @@ def test_branch_with_another_accumulation_is_refused_though_it_has_the_same_samp
         resumed(*DECAY, *SHARED_OTHERWISE)
 
 
+@pytest.mark.slow
 def test_trunk_goes_on_with_another_accumulation_and_is_told(resumed, caplog):
     run = resumed("--max_steps", 20, *SHARED_OTHERWISE, launch=("--trunk",))
     assert "gradient_accumulation_steps 1 -> 2" in caplog.text
@@ -278,23 +325,7 @@ def test_branch_in_which_nothing_differs_is_recorded_as_bitwise(resumed):
     assert read_run(resumed(*DECAY, launch=("--expect", "branch"))).latest.sameness["level"] == "bitwise"
 
 
-@pytest.mark.parametrize(
-    ("expected", "flags", "derived"),
-    [
-        ("continue", DECAY, r"'branch': .* up to there, then a decay of its own \(warmup linear"),
-        ("branch", ("--max_steps", 20, "--lr_scheduler_kwargs", '{"num_decay_steps": 0}'), "'continue': the schedule"),
-    ],
-)
-def test_run_that_is_not_what_was_expected_is_refused_with_the_reason(resumed, expected, flags, derived):
-    with pytest.raises(SystemExit, match=f"--expect {expected} .* this is {derived}"):
-        resumed(*flags, launch=("--expect", expected))
-
-
-def test_start_where_a_branch_was_expected_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"--expect branch .* this is 'start': no checkpoint was loaded"):
-        train_here(tmp_path / "run", *DECAY, launch=("--expect", "branch"))
-
-
+@pytest.mark.slow
 def test_callback_of_the_script_allows_too(resumed, tmp_path):
     script = tmp_path / "train_with_callback.py"
     text = SCRIPT.read_text().replace(
@@ -317,3 +348,35 @@ def test_branch_of_hf_wsd_decay_is_told_what_to_allow_and_remembers_it(tmp_path)
     command([*decay, *other])
     assert Lineage.read(run / "_branches" / "other" / "checkpoint-20").sameness["allowed"] == ["seed"]
     assert "changed: seed" in command(["-m", "hf_wsd.cli", "tree", run]).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="before 5.18 transformers resumes no run of several processes on CPU: it loads the optimizer to cpu:0",
+)
+def test_trunk_that_goes_on_with_two_processes_has_the_same_samples_in_every_update(trunk, tmp_path):
+    script = tmp_path / "train_with_samples.py"
+    script.write_text(SCRIPT.read_text().replace("    trainer.train(", f"{NOTE_SAMPLES}    trainer.train("))
+    flags = (*FLAGS, "--max_steps", 24, "--resume_from_checkpoint", trunk / "checkpoint-15")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    ours = ("-m", "hf_wsd", "--trunk", script, "--output_dir")
+    command([*ours, tmp_path / "one", *flags])
+    two = (*torchrun, *ours, tmp_path / "two", *flags, "--per_device_train_batch_size", 2)
+    command(list(two), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+
+    parts = [(tmp_path / "two" / f"samples-{rank}").read_text().splitlines() for rank in (0, 1)]
+    one = (tmp_path / "one" / "samples-0").read_text().splitlines()
+    shared = [sorted(f"{a} {b}".split()) for a, b in zip(*parts, strict=True)]
+    assert (len(one), [sorted(update.split()) for update in one]) == (9, shared)
+    assert describe(read_run(tmp_path / "two").latest) == "same samples: per_device_train_batch_size, world_size"
+
+
+NOTE_SAMPLES = """
+    def note(model, args, kwargs):
+        if model.training:
+            with open(f"{training_args.output_dir}/samples-{training_args.process_index}", "a") as file:
+                print(*("".join(map(str, ids)) for ids in kwargs["input_ids"].tolist()), file=file)
+
+    trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+"""
