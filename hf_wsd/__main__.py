@@ -120,17 +120,11 @@ def main() -> None:
     try:
         register(**given)
         run(target)
-        leave_process_group()
+        from hf_wsd.ranks import leave
+
+        leave()
     except WSDError as error:  # its message is the repair; a traceback would bury it
         sys.exit(f"hf_wsd: {error}")
-
-
-def leave_process_group() -> None:
-    """End the ranks' connection, which scripts seldom do: else gloo's threads now and then abort a finished process."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def run(target: list[str]) -> None:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from hf_wsd.asked import check_kwargs
-from hf_wsd.by_name import BUILDERS, refuse_ignored_settings
+from hf_wsd.by_name import BUILDERS
 from hf_wsd.casts import cast
 from hf_wsd.damage import mend
 from hf_wsd.decision import Decision, Request
@@ -28,7 +28,13 @@ from hf_wsd.settings import Settings
 from hf_wsd.signals import spare_workers
 from hf_wsd.start import Start, start_run
 from hf_wsd.trackers import name_run
-from hf_wsd.trainer_job import reach_decided_end, refuse_other_scheduler, refuse_trainer_arguments, trainer_job
+from hf_wsd.trainer_job import (
+    reach_decided_end,
+    refuse_other_scheduler,
+    refuse_trainer_arguments,
+    set_state,
+    trainer_job,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -118,9 +124,7 @@ class WSDCallback(TrainerCallback):
         scheduler, settings = find_wsd_scheduler(lr_scheduler), Settings.from_env()
         self._scheduler = None
         if scheduler is None:
-            refuse_other_scheduler(args, lr_scheduler)
-            kind = args.lr_scheduler_type
-            return refuse_ignored_settings(settings, getattr(kind, "value", kind))
+            return refuse_other_scheduler(args, lr_scheduler, settings)
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
             return None
         if settings.calls_per_update is not None:
@@ -133,13 +137,9 @@ class WSDCallback(TrainerCallback):
         self._keeper = Keeper(Path(args.output_dir), self._start.record, self._start.kinds)
         self._skipped_updates = self._start.record.skipped_updates
         name_run(args, self._start.record)
-        state.max_steps = self._start.last_step
-        state.compute_steps(args, state.max_steps)  # a resume would keep the checkpoint's intervals
+        new_run = scheduler.intent == "branch" or just_rewound(self._start.record)
+        set_state(args, state, last_step=self._start.last_step, new_run=new_run)
         move_data(train_dataloader, self._start.record.moved_data, args, step=state.global_step)
-        if scheduler.intent == "branch" or just_rewound(self._start.record):
-            # the trunk's best model says nothing about this run, and could displace it
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
-            state.log_history = []
         self._losses = {}
         if state.is_world_process_zero:
             self._keeper.begin(state.global_step, tokens=self._tokens(state))

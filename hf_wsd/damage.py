@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError
 from hf_wsd.lock import take_lock
-from hf_wsd.mending import SAVING, finish_saves, newest_cut_short, put_back, refuse_damage, set_aside
+from hf_wsd.mending import finish_saves, newest_cut_short, put_back, refuse_damage, set_aside, was_cut_short
 from hf_wsd.ranks import from_main
 from hf_wsd.settings import Settings
 
@@ -42,7 +42,7 @@ def mend(run: Path, settings: Settings, *, named: object = None) -> None:
 def _mend(run: Path, settings: Settings, named: Path | None) -> str | None:
     """Mend, on the main process; returns why the run is refused."""
     try:
-        if newest_cut_short(run) or (run / SAVING).is_dir():
+        if newest_cut_short(run) or was_cut_short(run):
             with _alone(run, in_branch=settings.branch is not None) as alone:
                 if alone:
                     _settle(run, settings, named)

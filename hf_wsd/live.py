@@ -17,7 +17,7 @@ from hf_wsd.errors import ForkError, WSDError
 from hf_wsd.job import Job
 from hf_wsd.job_clock import JobClock
 from hf_wsd.lineage import Lineage
-from hf_wsd.ranks import from_main, highest
+from hf_wsd.ranks import from_main, highest, leave
 from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings
 from hf_wsd.signals import DECAY, END, Signals
@@ -136,6 +136,7 @@ class Live:
                 f"hf_wsd: the job ends at step {step} ({why}); {at}. The same command goes on from there, a script "
                 f"that does not look for checkpoints with --resume_from_checkpoint {self._run}/checkpoint-{saved}"
             )
+        leave()
         raise JobEnd
 
     def after_update(self, step: int) -> Verdict:

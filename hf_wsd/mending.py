@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hf_wsd.checkpoint import FORK_POINTS, cut_short, newest_whole, step_in_name
 from hf_wsd.errors import CheckpointError, RecordError
+from hf_wsd.history import HISTORY
 from hf_wsd.lineage import RECORD, Lineage
 
 SAVING = "_saving"
@@ -95,6 +96,21 @@ def undo(own: Path) -> None:
     _forget(own.parent / SAVING / own.name)
 
 
+def was_cut_short(run: Path) -> bool:
+    """Whether a kill has left something of a run to `finish_saves`.
+
+    >>> was_cut_short(Path("nowhere"))
+    False
+    """
+    return (run / SAVING).is_dir() or any(_torn(run))
+
+
+def _torn(run: Path) -> list[Path]:
+    """What was written under a name that was still to be changed: files of the run, copies of checkpoints."""
+    names = (f".{HISTORY}.*", f".{RECORD}.*", "._*.json.*", ".room", f"{FORK_POINTS}/{_TORN}*")
+    return [torn for name in names for torn in run.glob(name)]
+
+
 def finish_saves(run: Path) -> None:
     """Finish each save of a run that a kill has cut short where the checkpoint is whole, and undo the others.
 
@@ -109,8 +125,11 @@ def finish_saves(run: Path) -> None:
     ...     list(Path(run).iterdir())
     []
     """
-    for torn in (run / FORK_POINTS).glob(f"{_TORN}*/"):
-        shutil.rmtree(torn, ignore_errors=True)
+    for torn in _torn(run):
+        if torn.is_dir():
+            shutil.rmtree(torn)
+        else:
+            torn.unlink()
     for announced in (run / SAVING).glob("*/"):
         own = run / announced.name
         replaced = own.with_name(REPLACED + own.name)

@@ -25,6 +25,12 @@ def several() -> bool:
     return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
+def leave() -> None:
+    """End the ranks' connection, which scripts seldom do: else gloo's threads now and then abort a finished process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def highest(number: int) -> int:
     """The highest number that any process of the job gives; all of them have to ask."""
     if not several():

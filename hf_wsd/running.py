@@ -24,6 +24,7 @@ from hf_wsd.lock import locked
 from hf_wsd.mending import finish_saves, missing_model
 
 LOG = "run.log"
+ENDED = 75  # the status of `hf_wsd.live.JobEnd`
 _NOT_INHERITED = (  # a branch is a run of its own, also for trackers
     *("HF_WSD_", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_FORK_FROM", "WANDB_NAME", "MLFLOW_RUN_ID"),
     *("COMET_EXPERIMENT_KEY", "NEPTUNE_CUSTOM_RUN_ID", "SWANLAB_RUN_ID", "SWANLAB_RESUME"),
@@ -252,6 +253,8 @@ def _exited(process: subprocess.Popen[bytes]) -> bool:
 
 def _outcome(branch: Branch, returncode: int) -> str:
     tail = "\n".join((branch.folder / LOG).read_text(errors="replace").splitlines()[-15:])
+    if returncode == ENDED:
+        return "its job has ended, and it has saved: the command goes on from there"
     if returncode != 0:
         return f"failed (exit {returncode}); the end of {branch.folder / LOG}:\n{tail}"
     try:

@@ -10,7 +10,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.trainer_utils import SaveStrategy
 
-from hf_wsd.by_name import NAMES
+from hf_wsd.by_name import NAMES, refuse_ignored_settings
 from hf_wsd.decision import Decision
 from hf_wsd.errors import RunError, ScheduleError, SettingsError
 from hf_wsd.job import Job
@@ -83,19 +83,36 @@ def refuse_trainer_arguments(schedule: Schedule, args: TrainingArguments, state:
         raise RunError("--save_only_model leaves out the optimizer state: no branch could leave this trunk. Drop it")
 
 
-def refuse_other_scheduler(args: TrainingArguments, lr_scheduler: Any) -> None:
-    """Refuse a run that asks for one of our schedules where another scheduler sets the lr.
+def set_state(args: TrainingArguments, state: TrainerState, *, last_step: int, new_run: bool) -> None:
+    """Give a Trainer's state what a resume would keep of the checkpoint's: the intervals, and a trunk's best model.
+
+    Args:
+        args: have the intervals.
+        state: of the Trainer that is about to train.
+        last_step: where the run stops.
+        new_run: the trunk's best model says nothing about it, and could displace its own.
+    """
+    state.max_steps = last_step
+    state.compute_steps(args, last_step)
+    if new_run:
+        state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        state.log_history = []
+
+
+def refuse_other_scheduler(args: TrainingArguments, lr_scheduler: Any, settings: Settings) -> None:
+    """Refuse a run that asks for one of our schedules, or settings of one, where another scheduler sets the lr.
 
     Args:
         args: the Trainer's arguments.
         lr_scheduler: the scheduler in use, which is none of ours; None where it is not known.
+        settings: of the launcher or the environment.
 
     Raises:
-        SettingsError: one of ours was asked for.
+        SettingsError: one of ours was asked for, or a setting that would be ignored.
     """
     asked = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if asked not in NAMES or lr_scheduler is None:
-        return
+        return refuse_ignored_settings(settings, asked)
     if section := (deepspeed_config() or {}).get("scheduler"):
         file = args.deepspeed if isinstance(args.deepspeed, str) else os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
         raise SettingsError(

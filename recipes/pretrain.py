@@ -37,7 +37,6 @@ from pathlib import Path
 
 import evaluate
 import torch
-from accelerate import PartialState
 from blocks import DataArguments, byte_lengths, load_blocks, load_tokenizer
 from decay_data import Batches, OwnOrderTrainer, with_decay_data
 from family_arguments import FamilyArguments, register_family, resume_point, set_length
@@ -57,6 +56,7 @@ from transformers import (
 
 import hf_wsd
 from hf_wsd.errors import SettingsError, WSDError, unknown
+from hf_wsd.ranks import leave
 from hf_wsd.scheduler import find_wsd_scheduler
 
 PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 2048, from 124M on at GPT-2's 50257
@@ -205,7 +205,7 @@ def main() -> None:
         return trainer
 
     hf_wsd.train_family(work, make_trainer)
-    PartialState().destroy_process_group()  # else gloo now and then aborts a finished process
+    leave()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from datasets import Dataset
 from decay_data import DecayBlocks, DecayStream, with_decay_data
 from mixture import TRUNK, Batches, Mixture, Source, read_weights
 from packaging.version import Version
-from trainer_runs import ROOT, command, command_line, same_weights
+from trainer_runs import FAMILY, ROOT, command, command_line, same_weights, train
 
 from hf_wsd.errors import DataError, ResumeError
 from hf_wsd.family import read_run
@@ -295,3 +295,14 @@ def test_another_mixture_under_the_same_name_is_refused(family):
     assert re.search(
         r"is another branch already.*--decay_dataset .*asked: --decay_dataset trunk.*--name", result.stderr
     )
+
+
+@pytest.mark.slow
+def test_script_that_nobody_edited_gets_other_data_by_its_own_flags_and_on_the_users_word(tmp_path):
+    run = train(tmp_path / "run", "--num_train_epochs", 9, launch=FAMILY)
+    other = ("--budgets", 20, "--", "--blocks", 48)
+    refused = command([*DECAY, run, *other], check=False)
+    assert re.search(r"data 64-\w+ -> 48-\w+\n.*--allow data", refused.stderr)
+    command([*DECAY, run, "--allow", "data", *other])
+    (branch,) = read_run(run).branches
+    assert (branch.path.name, branch.finished, branch.changed) == ("15-1-sqrt-5-48", True, "--blocks 48")

@@ -229,6 +229,7 @@ def test_bad_input_is_one_message_and_deletes_nothing(prune, run, words, told):
 # --- kills ---
 
 
+@pytest.mark.slow
 def test_what_a_killed_prune_left_goes_with_the_same_command(run):
     """Killed in the middle of the deletion: by then everything has its other name."""
     words = [sys.executable, "-m", "hf_wsd.cli", "prune", str(run), "--steps", "20", "70"]

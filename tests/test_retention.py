@@ -53,6 +53,7 @@ def test_keeping_checkpoints_does_not_change_training(trunk, tmp_path):
     assert same_weights(bare / "checkpoint-30", trunk / "checkpoint-30")
 
 
+@pytest.mark.slow
 def test_branch_leaves_out_what_its_trunk_keeps(trunk, tmp_path, monkeypatch):
     branch = fork(trunk, Decay(fork=15, end=20))
     prepare(branch)
