@@ -276,7 +276,7 @@ def accelerator_job(
         "world_size": accelerator.num_processes,
         "seed": seed,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-    } | machine_setup(accelerator.device)
+    } | machine_setup(accelerator.device, main=accelerator.is_main_process)
     return Job(
         folder=Path(folder),
         step=step,

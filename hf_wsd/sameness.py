@@ -19,7 +19,7 @@ from hf_wsd.errors import ResumeError, SettingsError, unknown
 from hf_wsd.lineage import Lineage
 
 BITWISE, SAME_SAMPLES, CHANGED = "bitwise", "same samples", "changed"
-UNKNOWN = "unknown"  # a script that keeps the order of its data to itself
+UNKNOWN = "unknown"  # no record to compare with, or a script that keeps the order of its data to itself
 NAMES = {  # what `allow` takes: the level that a difference leaves, and what differs
     "learning_rate": (CHANGED, "peak lr of a parameter group"),
     "weight_decay": (CHANGED, "weight decay of a parameter group"),
@@ -250,6 +250,6 @@ def describe(record: Lineage) -> str:
     'changed: learning_rate'
     """
     if record.sameness.get("level") == UNKNOWN:
-        return "order of the data unknown"
+        return "sameness unknown"
     changes = [name for name in record.sameness.get("changes", {}) if name != "decay_data"]  # a straight run has it too
     return f"{_level(changes)}: {', '.join(changes)}" if changes else ""

@@ -49,7 +49,7 @@ def _setup(args: TrainingArguments, *, resumed: bool) -> dict[str, Any]:
         "ignore_data_skip": args.ignore_data_skip and resumed,
         "dataloader_num_workers": args.dataloader_num_workers,
         "torch_compile": args.torch_compile,
-    } | machine_setup(args.device)
+    } | machine_setup(args.device, main=args.process_index == 0)
 
 
 def reach_decided_end(args: TrainingArguments) -> None:

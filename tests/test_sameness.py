@@ -155,7 +155,7 @@ def test_unknown_name_is_answered_with_the_nearest():
 
 def test_script_that_orders_its_data_itself_is_not_called_bitwise():
     record = replace(RUN, sameness=Sameness().record({}, step=80, allow=(), known=False))
-    assert describe(record) == "order of the data unknown"
+    assert describe(record) == "sameness unknown"
 
 
 # --- learning rate and settings of the optimizer, through files as Trainer writes them ---
@@ -303,6 +303,13 @@ def test_what_was_allowed_stays_in_the_records_of_the_run_that_goes_on(resumed):
         shutil.rmtree(folder / "checkpoint-20")
     train_here(run, *DECAY, *flags, "--resume_from_checkpoint", run / "checkpoint-18")
     assert read_run(run).latest.sameness["changes"] == {"weight_decay": "0.0 -> 0.2 at step 15"}
+
+
+@pytest.mark.slow
+def test_allowed_weight_decay_is_what_trainer_trains_with(resumed):
+    run = resumed(*DECAY, "--weight_decay", 0.2, launch=("--allow", "weight_decay"))
+    groups = torch.load(run / "checkpoint-20" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
 
 
 SHARED_OTHERWISE = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
