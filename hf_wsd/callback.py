@@ -59,9 +59,9 @@ class WSDCallback(TrainerCallback):
     trainers: ClassVar[int] = 0  # made in this process; a script without any steps its scheduler in its own way
     folder: ClassVar[Path | None] = None  # --output_dir of the newest of them
 
-    def __init__(self, allow: Iterable[str] = ()) -> None:
+    def __init__(self, allow: str | Iterable[str] = ()) -> None:
         WSDCallback.trainers += 1
-        self._allow = frozenset(allow)
+        self._allow = cast("allow", allow)
         self._scheduler: WSDScheduler | None = None  # None: this run is not ours
         self._start: Start
         self._keeper: Keeper

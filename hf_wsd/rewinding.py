@@ -73,7 +73,7 @@ def rewound(run: Run, *, to: str, skip: str, name: str | None = None) -> Branch:
     step, updates = (to_steps(length, **per_step, of=latest.last_step) for length in (to, skip))
     if step is None or step not in run.checkpoints:
         saved = ", ".join(map(str, run.checkpoints)) or "none"
-        raise ForkError(f"{run.path} has no checkpoint at step {step}. Saved: {saved}")
+        raise ForkError(f"{run.path} has no checkpoint at step {step}. Saved: {saved} (--keep-every keeps more)")
     if not updates:
         raise ForkError(f"--skip {skip} is less than an update: there is nothing to pass over")
     checkpoint = run.checkpoints[step]

@@ -47,7 +47,7 @@ class WSDScheduler(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1, *, allow: Iterable[str] = ()
+        self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1, *, allow: str | Iterable[str] = ()
     ) -> None:
         self.schedule = schedule
         self.allow = allowed_differences(allow)

@@ -12,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
@@ -31,9 +32,10 @@ _TIMED = ("_runtime", "_per_second", "_time")  # what no two runs have alike
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """When a process is killed: after some seconds, or before its n-th change of a file."""
+    """When a process is killed: after some seconds, these counted from when a file is there, or before a change."""
 
     after: float | None = None
+    when: str | None = None  # a pattern in the run's folder
     before_change: int | None = None
 
 
@@ -65,7 +67,9 @@ class Job:
 
     def killed(self, kill: Kill) -> bool:
         """Whether a run of it was killed before it ended by itself."""
-        process = self.start(kill.before_change)
+        process, before = self.start(kill.before_change), set(self.run.glob(kill.when or "."))
+        while kill.when and process.is_alive() and set(self.run.glob(kill.when)) <= before:
+            time.sleep(0.001)
         process.join(kill.after)
         _kill_group(process)
         process.join()

@@ -218,6 +218,15 @@ def cut_back(run):
 
 
 @pytest.mark.slow
+def test_family_in_one_process_decays_on_it_too(files):
+    run = run_here(pretrain, files / "run", "--budgets", 20, 40, *mixed(files))
+    straight = run_here(pretrain, files / "straight", "--budgets", 40, *mixed(files))
+    branch = run / "_branches" / "30-1-sqrt-10"
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+    assert read_run(branch).changed == "code.jsonl 70 %, trunk 30 %"
+
+
+@pytest.mark.slow
 def test_trunk_that_is_a_stream_goes_over_too(files):
     stream = ("--streaming", "--budgets", 40)
     trunk = run_here(pretrain, files / "trunk", *stream, "--trunk")

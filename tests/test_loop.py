@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import pretrain_no_trainer
 import pytest
@@ -191,3 +193,39 @@ def test_loss_of_an_evaluation_is_in_the_record_of_its_own_step_alone(tmp_path):
         run.save()
     records = read_run(tmp_path / "run").records
     assert (records[1].losses, records[2].losses) == ({"loss": 3.5}, {})
+
+
+# --- a decay on demand, and the end of a job ---
+
+
+def signal_at(monkeypatch, number, step):
+    """Have this process receive a signal in the update that `step` counts."""
+    update = WSDLoop.update
+
+    def update_and_kill(self):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), number)
+        update(self)
+
+    monkeypatch.setattr(WSDLoop, "update", update_and_kill)
+
+
+@pytest.mark.slow
+def test_running_loop_decays_at_once_and_ends_in_the_bits_of_a_straight_run(tmp_path, rows, monkeypatch):
+    straight = pretrain_here(tmp_path / "straight", *rows, "--budgets", 24)
+    signal_at(monkeypatch, signal.SIGUSR1, 18)
+    run = pretrain_here(tmp_path / "run", *rows, "--trunk", "--max_steps", 40)
+    assert {18: "pre-decay", 24: "post-decay"}.items() <= {s: r.kind for s, r in read_run(run).records.items()}.items()
+    assert same_weights(run, straight)
+    assert lrs(read_run(run)) == lrs(read_run(straight))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_repeated_command_ends_in_the_same_weights(tmp_path, rows, monkeypatch):
+    whole = pretrain_here(tmp_path / "whole", *rows, "--budgets", 24)
+    with monkeypatch.context() as patches:
+        signal_at(patches, signal.SIGTERM, 20)
+        with pytest.raises(SystemExit, match="75"):
+            pretrain_here(tmp_path / "run", *rows, "--budgets", 24)
+    assert max(read_run(tmp_path / "run").records) == 20
+    assert same_weights(pretrain_here(tmp_path / "run", *rows, "--budgets", 24), whole)

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import runpy
+import signal
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
+from hf_wsd.loop import WSDLoop
 from hf_wsd.script_scheduler import ARGUMENTS, ScriptScheduler
 from hf_wsd.tree import stock_resume
 
@@ -412,3 +414,25 @@ HABITS = {
         " * accelerator.num_processes,\n": ",\n",
     },
 }
+
+
+@pytest.mark.slow
+def test_running_script_decays_at_once_and_ends_with_its_decay(tmp_path, capsys, monkeypatch):
+    updated = WSDLoop.updated
+
+    def updated_and_killed(self):
+        if self.step == 12:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        updated(self)
+
+    monkeypatch.setattr(WSDLoop, "updated", updated_and_killed)
+    with pytest.raises(SystemExit) as end:
+        run_here(tmp_path / "run", launch=("--trunk", "--decay-fraction", "0.25"))
+    assert end.value.code == 0
+    printed = printed_lrs(capsys.readouterr().out)  # the last update ends the script before it prints
+    assert printed == pytest.approx(straight_lrs(16, 4).expected[: len(printed)], rel=1e-14)
+    assert len(printed) == 15
+    assert {step: record.kind for step, record in read_run(tmp_path / "run").records.items()} == {
+        12: "pre-decay",
+        16: "post-decay",
+    }

@@ -40,6 +40,20 @@ def test_first_update_of_the_decay_is_the_first_that_has_them_and_vectors_keep_n
     assert after[6:] == 4 * [[((0.9, 0.9), 0.5), ((0.9, 0.9), 0.0)]]
 
 
+def test_decay_that_a_running_job_is_asked_for_has_them_too():
+    optimizer, trunk = adamw(), wsd(None, num_decay_steps=0)
+    scheduler = WSDScheduler(optimizer, trunk)
+    use_in_decay(scheduler, ASKED, None)
+    after = []
+    for step in range(1, 5):
+        optimizer.step()
+        scheduler.step()
+        after.append(in_use(optimizer)[0])
+        if step == 2:
+            scheduler.decide(trunk.fork(2, decay_steps=2), 2)
+    assert after == 2 * [((0.9, 0.999), 0.1)] + 2 * [((0.9, 0.9), 0.5)]
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
