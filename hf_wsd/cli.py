@@ -235,6 +235,8 @@ def spread(argv: Sequence[str]) -> list[str]:
 
     >>> spread(["decay", "--budgets", "1B", "2B", "RUN"])
     ['decay', '--budgets', '1B', '--budgets', '2B', 'RUN']
+    >>> spread(["doctor", "--", "train.py", "--budgets", "1B", "2B"])
+    ['doctor', '--', 'train.py', '--budgets', '1B', '2B']
     """
     from hf_wsd.lengths import is_length
     from hf_wsd.sameness import NAMES

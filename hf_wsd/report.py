@@ -90,7 +90,8 @@ class Report:
         steps_done: updates that the trunk has done.
         trunk_steps: those that the finished models needed: up to the last of their fork points.
         family_steps: the same and the decays of the finished models.
-        separate_steps: updates of one separate run per finished model; models that end together count once.
+        separate_steps: updates of one separate run per finished model; of those that end together one that changes
+            nothing else counts.
         tokens_per_step: tokens of one update; None where unknown, or not the same in the whole family.
         parameters: trainable parameters, shared ones counted once.
     """
@@ -226,7 +227,7 @@ def make_report(run: Run) -> Report:
         steps_done=run.steps_done,
         trunk_steps=trunk_steps,
         family_steps=trunk_steps + sum(row.end - row.fork for row in done if row.run != "."),
-        separate_steps=sum({row.end for row in done}),
+        separate_steps=sum(end for end, _ in {(row.end, row.changed) for row in done}),
         tokens_per_step=run.tokens_per_step,
         parameters=run.identity.parameters,
     )

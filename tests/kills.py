@@ -67,7 +67,7 @@ class Job:
 
     def killed(self, kill: Kill) -> bool:
         """Whether a run of it was killed before it ended by itself."""
-        process, before = self.start(kill.before_change), set(self.run.glob(kill.when or "."))
+        process, before = self.start(kill.before_change), set(self.run.glob(kill.when or "*"))
         while kill.when and process.is_alive() and set(self.run.glob(kill.when)) <= before:
             time.sleep(0.001)
         process.join(kill.after)
@@ -78,7 +78,7 @@ class Job:
     def finished(self) -> Path:
         """The folder after a run of it that nobody has killed."""
         process = self.start()
-        process.join(120)
+        process.join(300)
         _kill_group(process)
         assert process.exitcode == 0, self.log.read_text()[-3000:]
         return self.run

@@ -27,17 +27,14 @@ from trainer_runs import FAMILY, ROOT, command, command_line, same_weights, trai
 
 from hf_wsd.errors import DataError, ResumeError
 from hf_wsd.family import read_run
-from hf_wsd.report import make_report
 
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1,resid_pdrop=0.1", "--block_size", "32"),
     *("--max_eval_blocks", "8", "--per_device_train_batch_size", "4", "--warmup_steps", "4", "--use_cpu"),
     *("--decay_fraction", "0.25", "--logging_steps", "1", "--eval_steps", "7", "--save_steps", "6"),
 )  # 128 tokens a step; a budget of 40 decays from step 30
-NAME = "30-1-sqrt-10-code.jsonl-0.7-trunk-0.3"
 FORK = "_fork-points/checkpoint-30"
-CLI = ("-m", "hf_wsd.cli")
-DECAY = (*CLI, "decay")
+DECAY = ("-m", "hf_wsd.cli", "decay")
 TWO_PROCESSES = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"),
     reason="before 5.18 transformers resumes no run of several processes on CPU: it loads the optimizer to cpu:0",
@@ -248,13 +245,18 @@ def test_decay_that_was_begun_goes_on_with_its_own_data_alone(files):
         run_here(pretrain, run, "--budgets", 40)
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    """A trunk on two processes, a branch on other data and its control."""
-    folder = write_files(tmp_path_factory.mktemp("family"))
-    run = train_two(folder / "run", "--trunk", "--budgets", 40)
-    command([*DECAY, run, "--control", "--", *mixed(folder)])
-    return run
+@pytest.mark.slow
+@TWO_PROCESSES
+def test_branch_of_two_processes_equals_the_straight_run_also_after_a_kill(files):
+    run = train_two(files / "run", "--trunk", "--budgets", 40)
+    straight = train_two(files / "straight", "--budgets", 40, *mixed(files))
+    command([*DECAY, run, "--", *mixed(files)])
+    branch = run / "_branches" / "30-1-sqrt-10-code.jsonl-0.7-trunk-0.3"
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+    cut_back(branch)
+    command([*DECAY, run, "--", *mixed(files)])
+    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
+    assert read_run(branch).latest.arguments == mixed(files)
 
 
 def train_two(run, *flags):
@@ -263,47 +265,6 @@ def train_two(run, *flags):
     argv += ["--output_dir", run, *TINY, "--per_device_train_batch_size", 2, *data, *flags]
     command(argv, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     return run
-
-
-@pytest.mark.slow
-@TWO_PROCESSES
-def test_branch_of_two_processes_equals_the_straight_run_also_after_a_kill(family):
-    straight = train_two(family.parent / "straight", "--budgets", 40, *mixed(family.parent))
-    branch = family / "_branches" / NAME
-    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
-    cut_back(branch)
-    command([*DECAY, family, "--control", "--", *mixed(family.parent)])
-    assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
-
-
-@pytest.mark.slow
-@TWO_PROCESSES
-def test_report_and_tree_show_branch_and_control_side_by_side(family):
-    run = read_run(family)
-    assert [(branch.latest.arguments, branch.latest.decay_data.keys()) for branch in run.branches] == [
-        ((), set()),
-        (mixed(family.parent), {str(family.parent / "code.jsonl"), TRUNK}),
-    ]
-    report = make_report(run)
-    assert [(row.run, row.changed, row.control) for row in report.rows] == [
-        ("_branches/30-1-sqrt-10", "", None),
-        (f"_branches/{NAME}", "code.jsonl 70 %, trunk 30 %", "_branches/30-1-sqrt-10"),
-    ]
-    assert re.search(
-        r"code.jsonl 70 %, trunk 30 %: 0\.\d{3} (below|above) its control, 30-1-sqrt-10", report.to_markdown()
-    )
-    tree = command([*CLI, "tree", family]).stdout
-    assert re.search(r"code.jsonl 70 %, trunk 30 %", tree)
-
-
-@pytest.mark.slow
-@TWO_PROCESSES
-def test_another_mixture_under_the_same_name_is_refused(family):
-    result = command([*DECAY, family, "--name", NAME, "--", "--decay_dataset", "trunk"], check=False)
-    assert result.returncode == 1
-    assert re.search(
-        r"is another branch already.*--decay_dataset .*asked: --decay_dataset trunk.*--name", result.stderr
-    )
 
 
 @pytest.mark.slow

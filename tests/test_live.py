@@ -111,6 +111,16 @@ def test_decay_past_the_planned_end_goes_on_in_the_next_job_if_asked_to(tmp_path
     assert same_weights(run / "checkpoint-24", again / "checkpoint-24")
 
 
+@pytest.mark.slow
+def test_decision_survives_kills(straight, tmp_path):
+    argv = ["-m", "hf_wsd", *TRUNK, SCRIPT, "--output_dir", tmp_path / "run", *FLAGS, "--max_steps", 40]
+    for killed, do in ((True, "usr1@18,kill@19"), (True, "kill@22"), (False, "")):
+        newest, _ = newest_whole(tmp_path / "run")
+        result = command([*argv, *(["--resume_from_checkpoint", newest] if newest else [])], check=False, DO=do)
+        assert result.returncode == (-signal.SIGKILL if killed else 0), result.stderr[-2000:]
+    assert same_weights(tmp_path / "run" / "checkpoint-24", straight / "checkpoint-24")
+
+
 # --- the job's end ---
 
 

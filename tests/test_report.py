@@ -33,8 +33,8 @@ def evaluate(run, **losses_by_step):
         append_history(run, {"step": int(step.strip("_")), "eval_loss": loss, "eval_runtime": 1.0})
 
 
-def plan_branch(run, fork, end, *, shape="1-sqrt", **changes):
-    folder = run / BRANCHES / f"{fork}-{shape}-{end - fork}"
+def plan_branch(run, fork, end, *, shape="1-sqrt", name=None, **changes):
+    folder = run / BRANCHES / (name or f"{fork}-{shape}-{end - fork}")
     folder.mkdir(parents=True)
     record = Lineage(
         step=fork,
@@ -52,7 +52,8 @@ def plan_branch(run, fork, end, *, shape="1-sqrt", **changes):
 
 def finish_branch(run, fork, end, metrics, **changes):
     folder, record = plan_branch(run, fork, end, **changes)
-    save(folder, end, schedule=record.schedule, kind="post-decay", tokens_per_step=record.tokens_per_step)
+    told = {name: getattr(record, name) for name in ("schedule", "tokens_per_step", "decay_data", "optimizer")}
+    save(folder, end, kind="post-decay", **told)
     append_history(folder, {"step": end, **metrics})
 
 
@@ -151,6 +152,22 @@ def test_the_claim_counts_the_decays_that_do_not_help(family):
 def test_without_equal_tokens_the_claim_is_the_drop_since_the_fork(trunk):
     finish_branch(trunk, 60, 100, {"eval_loss": 1.75})
     assert make_report(read_run(trunk)).claim == "Decays lower the loss by 0.500"
+
+
+CODE = {"/data/code.jsonl": {"part": 0.7, "data": "35-1f"}, "trunk": {"part": 0.3, "data": "99-2e"}}
+
+
+def test_a_decay_on_other_data_stands_beside_its_control_with_what_it_gave(family):
+    finish_branch(family, 30, 40, {"eval_loss": 1.875}, name="code", decay_data=CODE, optimizer={"beta2": 0.99})
+    finish_branch(family, 30, 40, {"eval_loss": 2.125}, name="other shape", shape="linear")
+    report = make_report(read_run(family))
+    changed = "code.jsonl 70 %, trunk 30 %, beta2=0.99"
+    header, _, *rows = cells_of(report.to_markdown())
+    assert header == [*COLUMNS, "changed in the decay"]
+    assert [row[-2:] for row in rows[:3]] == [["30-1-sqrt-10", "-"], ["code", changed], ["other shape", "-"]]
+    assert f"- {changed}: 0.125 below its control, 30-1-sqrt-10 (2.000)." in report.to_markdown()
+    assert changed in text_of(render_tree(read_run(family)))
+    assert (report.family_steps, report.separate_steps) == (60 + 3 * 10 + 40, 2 * 40 + 100)
 
 
 def test_an_unfinished_branch_is_shown_but_counted_nowhere(family):

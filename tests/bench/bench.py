@@ -6,10 +6,12 @@ Numbers mean something only on a machine that does nothing else. The table is pr
    those of a bare PyTorch loop: same model, batches, fused AdamW, clipping and precision. Repeats take turns.
 2. One scheduler step in microseconds, beside transformers' own LambdaLR.
 3. `import hf_wsd` in milliseconds, above the start of a bare interpreter.
+4. How late a branch's first step comes, a million steps deep in the data, beside a fresh run's: tests/bench/deep.py.
 """
 
 # ruff: noqa: E402 - the recipes are no package: their folder has to be on the path first
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -165,6 +167,19 @@ def import_time(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def first_step(args: argparse.Namespace) -> list[str]:
+    deep = [sys.executable, str(Path(__file__).with_name("deep.py")), "--repeats", str(args.repeats)]
+    seconds = json.loads(subprocess.run(deep, check=True, stdout=subprocess.PIPE).stdout)
+    start_up, rows = seconds.pop("start_up"), []
+    for where, cpu in seconds.items():
+        for start, name, target in ((start_up, "", "<= 1.3"), (0.0, f" without the start-up of {start_up:.1f} s", "")):
+            pairs = zip(cpu["branch"], cpu["fresh"], strict=True)
+            ratios = sorted((start + branch) / (start + fresh) for branch, fresh in pairs)
+            what = f"first step of a branch / of a fresh run, 1,000,000 steps deep, {where}{name}"
+            rows.append(row(what, f"{median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})", target))
+    return rows
+
+
 def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -198,7 +213,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     hf_wsd.register()
     rows = [row("what", "median (range)", "target"), row("---", "---", "---")]
-    rows += [*throughput(args), *scheduler_step(args), *import_time(args)]
+    rows += [*throughput(args), *scheduler_step(args), *import_time(args), *first_step(args)]
     command = " ".join(["python tests/bench/bench.py", *sys.argv[1:]])
     table = "\n".join([f"`{command}` on {hardware()}.", "", *rows])
     print(table)
