@@ -112,6 +112,9 @@ class Family:
         if branch.finished:
             _complete(branch.folder, branch.checkpoint)
             return None
+        own = run.records.get(branch.end)
+        if own is not None and own.schedule == branch.record.schedule:  # becomes this branch when the trunk goes on
+            return None
         prepare(branch)
         return branch
 

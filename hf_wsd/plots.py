@@ -150,8 +150,9 @@ def _label(ax: Axes, group: list[End], per_step: int, trunk: dict[int, float]) -
 
 def _cut_steep_start(ax: Axes, run: Run, *, lines: int) -> None:
     """Limits from the first fork point on, with room for labels: a trunk's first losses would flatten all else."""
-    first = min((fork for member in run.walk(rewound=False) for fork, _ in member.decays()), default=0)
-    shown = [loss for member in run.walk(rewound=False) for step, loss in curve(member, "eval_loss").items() if step >= first]
+    family = list(run.walk(rewound=False))
+    first = min((fork for member in family for fork, _ in member.decays()), default=0)
+    shown = [loss for member in family for step, loss in curve(member, "eval_loss").items() if step >= first]
     if len(set(shown)) > 1:
         height = max(shown) - min(shown)
         ax.set_ylim(min(shown) - (0.12 + 0.08 * max(2, lines)) * height, max(shown) + 0.1 * height)

@@ -90,8 +90,8 @@ class Report:
         steps_done: updates that the trunk has done.
         trunk_steps: those that the finished models needed: up to the last of their fork points.
         family_steps: the same and the decays of the finished models.
-        separate_steps: updates of one separate run per finished model; of those that end together one that changes
-            nothing else counts.
+        separate_steps: updates of one separate run per finished model; models that end together, with the same changes,
+            count once.
         tokens_per_step: tokens of one update; None where unknown, or not the same in the whole family.
         parameters: trainable parameters, shared ones counted once.
     """

@@ -60,18 +60,25 @@ class Signals:
 
 
 def spare_workers(loader: Any) -> None:
-    """Have a DataLoader's workers ignore both signals: sent to a whole process group, they would take the data away.
+    """Have a DataLoader's workers heed only their own process: a signal to the whole group would take the data away.
 
-    Workers still end with their loader: it tells them so, and they look whether their parent is there.
+    macOS cannot tell who has sent a signal: there they die of it, as everywhere without this.
     """
     loaders: list[Any] = [loader, getattr(loader, "base_dataloader", None)]
     for one in loaders:
-        if getattr(one, "num_workers", 0):
-            one.worker_init_fn = partial(_ignore_signals, one.worker_init_fn)
+        if getattr(one, "num_workers", 0) and hasattr(signal, "sigwaitinfo"):
+            one.worker_init_fn = partial(_heed_parent_alone, one.worker_init_fn)
 
 
-def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
-    for number in _BOTH:
-        signal.signal(number, signal.SIG_IGN)
+def _heed_parent_alone(then: Callable[[int], None] | None, worker: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BOTH)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
     if then is not None:
         then(worker)
+
+
+def _wait_for_parent() -> None:
+    """End this worker when its parent says so: ignored altogether, a parent at its own end would wait forever."""
+    while signal.sigwaitinfo(_BOTH).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -79,6 +79,7 @@ def lineage_config(record: Lineage, folder: Path) -> dict[str, str | int]:
         "parent": parent.checkpoint if parent else None,
         "fork_step": parent.step if parent else None,
         "budget": record.requested,
+        "changed": record.changed or None,
         "last_step": record.last_step,
         "tokens_per_step": record.tokens_per_step,
         "version": record.versions.get("hf-wsd"),

@@ -181,7 +181,11 @@ def with_decay_data(
     seed = args.seed if getattr(args, "data_seed", None) is None else args.data_seed
     kind = DecayBlocks if hasattr(trunk, "__len__") else DecayStream
     mixed = kind(trunk, weights, blocks, begin=begin, batches=batches, seed=seed)
-    logger.warning("from step %d on the decay reads %s", begin, mixed.decay_data)
+    samples = (args.max_steps - begin) * batches.samples_per_update
+    for name, rows in blocks.items():
+        part = mixed.decay_data[name]["part"]
+        told = (begin, 100 * part, name, len(rows), part * samples / len(rows))
+        logger.warning("from step %d on the decay reads %g %% of its blocks from %s: all %d of them %.2g times", *told)
     return mixed
 
 

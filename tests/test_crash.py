@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,17 @@ from kills import Job, Kill, differences, repeat
 from test_checkpoint import cut_short, make_checkpoint
 from trainer_runs import FLAGS, ROOT, SCRIPT, same_weights, train_here
 
+from hf_wsd import damage
 from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import FORK_POINTS, check_checkpoint, newest_whole
+from hf_wsd.family import read_run
 from hf_wsd.history import read_history
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.lock import locked
 from hf_wsd.mending import announce, finish_saves, make_way
 from hf_wsd.room import why_no_room
+from hf_wsd.settings import Settings
 
 KILLS, SEED = int(os.environ.get("KILLS", "10")), int(os.environ.get("SEED", "1"))
 SAVES = ("--save_strategy", "steps", "--save_steps", 4, "--save_total_limit", 1)
@@ -155,26 +158,184 @@ def test_save_over_a_kept_checkpoint_does_not_write_through_its_links(run):
     assert torch.load(run / FORK_POINTS / "checkpoint-5" / "optimizer.pt") == {"state": "newer"}
 
 
-@pytest.mark.parametrize("script", [SCRIPT, "resumes itself"], ids=["named", "newest"])
-def test_lost_record_is_written_again_with_its_losses(tmp_path, script):
-    script = SCRIPT if script == SCRIPT else resumes_newest(tmp_path)
+def test_lost_record_is_written_again_with_its_losses(run):
     flags = ("--save_strategy", "steps", "--save_steps", 4, "--eval_steps", 4)
-    train_here(run := tmp_path / "run", "--max_steps", 12, *flags)
-    for step in (8, 12):
-        (run / f"checkpoint-{step}" / RECORD).rename(tmp_path / f"wsd-{step}.json")
-    shutil.rmtree(run / "checkpoint-12")
-    train_here(run, "--max_steps", 12, *flags, "--resume_from_checkpoint", run / "checkpoint-8", script=script)
-    (tmp_path / "wsd-8.json").rename(tmp_path / RECORD)
-    assert Lineage.read(run / "checkpoint-8").losses == Lineage.read(tmp_path).losses
+    train_here(run, "--max_steps", 8, *flags, launch=("--trunk",))
+    written = Lineage.read(run / "checkpoint-8")
+    for folder in run.glob("**/checkpoint-8"):
+        (folder / RECORD).unlink()
+    train_here(run, "--max_steps", 12, *flags, "--resume_from_checkpoint", run / "checkpoint-8", launch=("--trunk",))
+    again = Lineage.read(run / "checkpoint-8")
+    assert (again.losses, again.tokens, again.schedule) == (written.losses, written.tokens, written.schedule)
+
+
+@pytest.mark.slow
+def test_recipe_goes_on_from_a_checkpoint_that_has_lost_its_record(run):
+    job = recipe(run)
+    assert job.killed(Kill(when="checkpoint-12/wsd.json", after=0))
+    for folder in run.glob("**/checkpoint-*"):
+        (folder / RECORD).unlink(missing_ok=True)
+    job.finished()
+    starts = [row for row in job.log.read_text().splitlines() if "hf_wsd: start at step" in row]
+    assert "start at step 12" in starts[-1]
+    assert read_run(run).finished
 
 
 # --- damaged ---
 
 
-def resumes_newest(folder: Path) -> Path:
+@pytest.fixture
+def resumes_newest(tmp_path):
     """A script that leaves it to Trainer to find its newest checkpoint."""
     resumes = "resume_from_checkpoint=training_args.resume_from_checkpoint"
     assert resumes in SCRIPT.read_text()
-    script = folder / "train_newest.py"
+    script = tmp_path / "train_newest.py"
     script.write_text(SCRIPT.read_text().replace(resumes, "resume_from_checkpoint=True"))
     return script
+
+
+@pytest.fixture
+def begun(run):
+    """A trunk that was cut short in the save of its step 8."""
+    flags = ("--max_steps", 12, "--save_strategy", "steps", "--save_steps", 4)
+    train_here(run, *flags, launch=("--trunk",))
+    whole = run.rename(run.with_name("whole"))
+    shutil.copytree(whole / "checkpoint-4", run / "checkpoint-4")
+    shutil.copytree(whole / "checkpoint-8", run / "checkpoint-8")
+    (run / "checkpoint-8" / "trainer_state.json").unlink()
+    return run, whole, flags
+
+
+def test_damaged_newest_checkpoint_is_named_and_kept_from_trainer(begun, resumes_newest, caplog):
+    run, whole, flags = begun
+    train_here(run, *flags, launch=("--trunk",), script=resumes_newest)
+    assert f"passed over: {run}/checkpoint-8 is damaged: no trainer_state.json" in caplog.text
+    assert same_weights(run / "checkpoint-12", whole / "checkpoint-12")
+
+
+def test_damaged_newest_checkpoint_is_refused_where_the_user_says_so(begun, resumes_newest):
+    run, _, flags = begun
+    with pytest.raises(SystemExit, match=r"checkpoint-8 is damaged: no trainer_state.json.*\n.*--on-damage refuse"):
+        train_here(run, *flags, launch=("--trunk", "--on-damage", "refuse"), script=resumes_newest)
+    assert sorted(path.name for path in run.glob("*checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_damaged_checkpoint_that_the_user_named_is_refused_in_our_words(begun):
+    run, _, flags = begun
+    with pytest.raises(SystemExit, match=r"checkpoint-8 cannot be resumed exactly: no trainer_state.json"):
+        train_here(run, *flags, "--resume_from_checkpoint", run / "checkpoint-8", launch=("--trunk",))
+
+
+def test_what_looks_damaged_while_another_process_trains_there_is_left_alone(run, monkeypatch):
+    monkeypatch.setattr(damage, "_ORPHANS", 0.0)
+    (own := make_checkpoint(run, 5) / "trainer_state.json").unlink()
+    with locked(run):
+        damage.mend(run, Settings())
+    assert own.parent.is_dir()
+
+
+def test_kept_copy_is_put_where_trainer_looks_if_nothing_newer_is_whole(run):
+    make_checkpoint(run / FORK_POINTS, 5)
+    (run / "checkpoint-8").mkdir()
+    damage.mend(run, Settings())
+    assert check_checkpoint(run / "checkpoint-5") == 5
+
+
+def test_evaluating_a_run_that_saves_weights_alone_moves_none_of_its_checkpoints(run):
+    own = make_checkpoint(run, 5)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (own / name).unlink()
+    damage.mend(run, Settings())
+    assert own.is_dir()
+
+
+# --- no room ---
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A block in which the system refuses to write larger files, as it refuses on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_find_no_room_are_written_later_and_in_order(run, caplog):
+    keeper = Keeper(run, RECORDED, {})
+    keeper.begin(0, tokens=None)
+    keeper.log({"step": 1})
+    with files_of_at_most(20):
+        for step in (2, 3):
+            keeper.log({"step": step})
+    keeper.log({"step": 4})
+    assert [row["step"] for row in read_history(run)] == [1, 2, 3, 4]
+    assert len([record for record in caplog.records if "could not be written" in record.getMessage()]) == 1
+
+
+def test_checkpoint_larger_than_what_is_free_has_no_room(tmp_path):
+    assert "are free" in str(why_no_room(tmp_path, 2 * shutil.disk_usage(tmp_path).total))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB that its own processes alone see: how to start one, its folder, and where we see that."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size=2m tmpfs {folder} && echo mounted && exec sleep infinity"
+    with subprocess.Popen(["unshare", "-Urm", "sh", "-c", mount], stdout=subprocess.PIPE) as holder:
+        if holder.stdout.readline() != b"mounted\n":
+            pytest.skip("this system lets no user mount a file system of his own")
+        enter = ("nsenter", "--preserve-credentials", "-U", "-m", "-t", str(holder.pid))
+        as_user = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root may write anywhere
+        yield (*enter, *as_user), folder, Path(f"/proc/{holder.pid}/root{folder}")
+        holder.kill()
+
+
+def fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+        while file.write(bytes(2**16)):
+            pass
+
+
+def empty(disk: Path) -> None:
+    (disk / "ballast").unlink()
+
+
+def lock_up(disk: Path) -> None:
+    (disk / "run").chmod(0o555)
+
+
+def open_up(disk: Path) -> None:
+    (disk / "run").chmod(0o755)
+
+
+def wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("harm", "repair"), [(fill, empty), (lock_up, open_up)], ids=["full disk", "no permission"])
+def test_training_goes_on_without_room_and_its_last_checkpoint_waits_for_it(small_disk, tmp_path, harm, repair):
+    enter, disk, seen = small_disk
+    flags = (*FLAGS, "--max_steps", 120, *SAVES, "--logging_steps", 1)
+    train_here(whole := tmp_path / "whole", *flags, launch=("--trunk",))
+    argv = [sys.executable, "-m", "hf_wsd", "--trunk", SCRIPT, "--output_dir", disk / "run", *flags]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen([*enter, *map(str, argv)], stdout=stream, stderr=subprocess.STDOUT)
+    while not (seen / "run" / "checkpoint-8" / RECORD).exists():
+        assert process.poll() is None, log.read_text()[-3000:]
+    harm(seen)
+    wait_for(log, "cannot be saved", process)
+    wait_for(log, "step 120 waits up to 300 s for room", process)
+    newest, damage = newest_whole(seen / "run")
+    assert newest is not None and damage == []
+    repair(seen)
+    assert process.wait() == 0, log.read_text()[-3000:]
+    assert same_weights(seen / "run" / "checkpoint-120", whole / "checkpoint-120")
+    assert [row["step"] for row in read_history(seen / "run")] == [row["step"] for row in read_history(whole)]

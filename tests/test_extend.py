@@ -93,6 +93,19 @@ def test_finished_model_of_a_recipe_goes_on_from_before_its_decay_and_stays_as_a
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["recipe"], indirect=True)
+def test_finished_model_grows_into_a_family_of_which_it_is_the_first_branch(recipe, tmp_path):
+    run = recipe(tmp_path / "run", "--budgets", 8)
+    written = (run / "checkpoint-8" / "model.safetensors").stat().st_mtime_ns
+    recipe(run, "--budgets", 8, 16)
+    first, second = read_run(run).branches
+    assert (first.path.name, second.path.name) == ("6-1-sqrt-2", "12-1-sqrt-4")
+    assert (first.path / "checkpoint-8" / "model.safetensors").stat().st_mtime_ns == written
+    straight = recipe(tmp_path / "straight", "--budgets", 16)
+    assert same_weights(second.path / "checkpoint-16", straight / "checkpoint-16")
+
+
+@pytest.mark.slow
 def test_finished_family_gets_new_branches_and_keeps_its_old_ones(tmp_path):
     def family(*budgets):
         launch = ("--trunk", "--budgets", *budgets, *FRACTION)

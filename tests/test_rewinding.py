@@ -147,6 +147,14 @@ def test_rewound_run_its_resume_and_its_branch_are_the_straight_run_in_that_orde
     assert same_weights(branch.path / "checkpoint-30", straight / "checkpoint-30")
 
 
+def test_rewound_run_is_a_family_of_its_own_and_says_what_it_passes_over(copy):
+    prepare(rewound(read_run(copy), to="12", skip="3"))
+    run = read_run(copy)
+    assert [member.path.name for member in run.walk()] == ["run", "rewind-12-skip-3"]
+    assert [member.path.name for member in run.walk(rewound=False)] == ["run"]
+    assert run.branches[0].changed == "without the batches of updates 12-14"
+
+
 # --- refused ---
 
 
