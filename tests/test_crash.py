@@ -18,11 +18,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from kills import Job, Kill, differences, repeat
 from test_checkpoint import cut_short, make_checkpoint
 from trainer_runs import FLAGS, ROOT, SCRIPT, same_weights, train_here
 
-from hf_wsd import damage
+from hf_wsd import WSDLoop, damage, get_scheduler
 from hf_wsd.builders import wsd
 from hf_wsd.checkpoint import FORK_POINTS, check_checkpoint, newest_whole
 from hf_wsd.family import read_run
@@ -30,6 +32,7 @@ from hf_wsd.history import read_history
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.lock import locked
+from hf_wsd.loop import accelerator_job
 from hf_wsd.mending import announce, finish_saves, make_way
 from hf_wsd.room import why_no_room
 from hf_wsd.settings import Settings
@@ -86,7 +89,9 @@ def test_command_killed_and_repeated_ends_as_if_it_had_not_been(job, tmp_path):
     while killed < KILLS * 0.3:
         runs += 1
         run = tmp_path / f"run-{runs}"
-        killed += repeat(job(run), (random_kill(rng, seconds=seconds, changes=changes) for _ in range(rng.randint(1, 3))))
+        killed += repeat(
+            job(run), (random_kill(rng, seconds=seconds, changes=changes) for _ in range(rng.randint(1, 3)))
+        )
         assert differences(tmp_path / "whole", run) == []
         shutil.rmtree(run)
 
@@ -175,10 +180,10 @@ def test_recipe_goes_on_from_a_checkpoint_that_has_lost_its_record(run):
     assert job.killed(Kill(when="checkpoint-12/wsd.json", after=0))
     for folder in run.glob("**/checkpoint-*"):
         (folder / RECORD).unlink(missing_ok=True)
+    step = check_checkpoint(newest_whole(run)[0])
     job.finished()
-    starts = [row for row in job.log.read_text().splitlines() if "hf_wsd: start at step" in row]
-    assert "start at step 12" in starts[-1]
-    assert read_run(run).finished
+    assert f"hf_wsd: continue at step {step}" in job.log.read_text()
+    assert set(read_run(run).records) >= {18, 24}  # fork point and end
 
 
 # --- damaged ---
@@ -277,6 +282,36 @@ def test_rows_that_find_no_room_are_written_later_and_in_order(run, caplog):
 
 def test_checkpoint_larger_than_what_is_free_has_no_room(tmp_path):
     assert "are free" in str(why_no_room(tmp_path, 2 * shutil.disk_usage(tmp_path).total))
+
+
+@pytest.fixture
+def own_loop(run):
+    """A loop of one's own with a model of 160 kB."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(200, 200)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = get_scheduler("wsd", optimizer, 0, 3, {"num_decay_steps": 1})
+    accelerator.register_for_checkpointing(scheduler)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    job = accelerator_job(accelerator, batch_size=1, folder=run, step=0, max_steps=3)
+    return WSDLoop(accelerator, scheduler, job, model=model, dataset=None)
+
+
+def test_loop_goes_on_where_a_save_fails_in_the_middle(own_loop, run, caplog):
+    with files_of_at_most(100_000):
+        assert not own_loop.save().exists()
+    assert "could not be saved" in caplog.text
+    assert check_checkpoint(own_loop.save()) == 0
+    assert [path.name for path in run.glob("*checkpoint*")] == ["checkpoint-0"]
+
+
+def test_loop_raises_where_its_last_save_fails(own_loop):
+    for _ in range(3):
+        own_loop.update()
+    with files_of_at_most(100_000), pytest.raises(Exception, match="File too large"):
+        own_loop.save()
 
 
 @pytest.fixture
