@@ -18,6 +18,7 @@ from typing import Any
 from hf_wsd.casts import show_numbers
 from hf_wsd.checkpoint import check_checkpoint, newest_whole, step_in_name
 from hf_wsd.command import scrub_arguments
+from hf_wsd.decision import decay_shape
 from hf_wsd.errors import ForkError, RunError
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import show_tokens
@@ -27,7 +28,6 @@ from hf_wsd.plan import Decay, Plan, branch_name
 from hf_wsd.sameness import check_names
 from hf_wsd.segment import Phase
 from hf_wsd.settings import Settings
-from hf_wsd.shape_lookup import find_shape
 
 _OWN_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "max_steps", "max_train_steps", "num_train_epochs")
 _LONGEST_NAME = 120
@@ -160,13 +160,8 @@ def fork_all(
     if name is not None and len(plan.decays) > 1:
         raise RunError(f"--name {name} names one branch, but {len(plan.decays)} are asked for: name them one by one")
     settings, schedule = run.latest.settings, run.latest.schedule
-    own = next((s for s in schedule.segments if s.phase is Phase.DECAY and s.shape != "constant"), None)  # of a line
-    if decay_type is None:  # parameters belong to their shape
-        decay_type = settings.get("decay_type") or (own.shape if own else "1-sqrt")
-        decay_params = decay_params or settings.get("decay_params")
-    if min_lr_ratio is None and find_shape(decay_type).own_end is None:
-        min_lr_ratio = settings.get("min_lr_ratio", own.end if own else None)
-    shape: dict[str, Any] = {"decay_type": decay_type, "decay_params": decay_params, "final": min_lr_ratio}
+    found = decay_shape(schedule, settings, decay_type=decay_type, decay_params=decay_params, min_lr_ratio=min_lr_ratio)
+    shape: dict[str, Any] = {"decay_type": found["shape"], "decay_params": found["params"], "final": found["final"]}
     own_optimizer = settings.get("decay_optimizer")
     kinds: list[dict[str, Any]] = [
         {"name": name, "arguments": arguments, "optimizer": optimizer or own_optimizer},

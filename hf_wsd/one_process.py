@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
@@ -23,7 +24,7 @@ from hf_wsd.callback import WSDCallback
 from hf_wsd.checkpoint import saved_checkpoints, step_in_name
 from hf_wsd.decision import DECISION, Decision
 from hf_wsd.family import read_run
-from hf_wsd.forking import Branch, fork, fork_all, prepare
+from hf_wsd.forking import Branch, fork_all, prepare
 from hf_wsd.mending import missing_model
 from hf_wsd.plan import Decay, Plan
 from hf_wsd.ranks import from_main
@@ -103,12 +104,12 @@ class Family:
     def _branch(self, decay: Decay, decision: Decision | None) -> Branch | None:
         """The branch of a decay, ready to run; None if it is finished."""
         run = read_run(self._run)
+        shape: dict[str, Any] = {}
         if decision is not None and decay == decision.decay:
             asked = decision.schedule.segments[-1]
             final = asked.end if find_shape(asked.shape).own_end is None else None
-            branch = fork(run, decay, decay_type=asked.shape, decay_params=dict(asked.shape_params), final=final)
-        else:
-            (branch,) = fork_all(run, Plan(decays=(decay,)))
+            shape = {"decay_type": asked.shape, "decay_params": dict(asked.shape_params), "min_lr_ratio": final}
+        (branch,) = fork_all(run, Plan(decays=(decay,)), **shape)
         if branch.finished:
             _complete(branch.folder, branch.checkpoint)
             return None
