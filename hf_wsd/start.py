@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import saved_checkpoints
@@ -36,6 +38,8 @@ from hf_wsd.samples import Samples, take_samples
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler
 from hf_wsd.settings import Settings
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,17 +193,28 @@ def _fitting_plan(
     plan = remaining(plan, rewound)
     for decay in plan.decays:
         schedule.fork(decay.fork, decay_steps=decay.steps)  # refuses a fork in the warm-up or in a decay
-        if decay.fork < job.step and decay.fork not in saved_checkpoints(job.folder):
-            raise ScheduleError(
-                f"budget {decay.requested} needs a checkpoint at step {decay.fork}, which is past (step "
-                f"{job.step}) and was not saved: leave the budget out"
-            )
+    plan = _without_lost(plan, job)
     if plan.trunk_steps > job.max_steps:
         raise ScheduleError(
             f"the budgets need a trunk of {plan.trunk_steps} steps, but the run ends at step {job.max_steps}: give "
             f"--{job.length_flag} {plan.trunk_steps}, more epochs, or smaller budgets"
         )
     return plan
+
+
+def _without_lost(plan: Plan, job: Job) -> Plan:
+    """The plan without decays whose fork points could not be saved, which is told; what is new must not be too late."""
+    saved, before = saved_checkpoints(job.folder), _record_before(job)
+    lost = [decay for decay in plan.decays if decay.fork < job.step and decay.fork not in saved]
+    for decay in lost:
+        why = (
+            f"budget {decay.requested} needs a checkpoint at step {decay.fork}, which is past (step {job.step}) and "
+            "was not saved: leave the budget out"
+        )
+        if before is None or str(decay.requested) not in before.settings.get("budgets", ()):
+            raise ScheduleError(why)
+        logger.warning(f"hf_wsd: {why}, or decay from the nearest checkpoint (hf-wsd decay {job.folder} --at STEP)")
+    return replace(plan, decays=tuple(decay for decay in plan.decays if decay not in lost))
 
 
 def _per_step(settings: Settings, samples: Samples, job: Job) -> dict[str, int | None]:

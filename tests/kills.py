@@ -25,6 +25,7 @@ from hf_wsd.lineage import BRANCHES, RECORD, Lineage
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "transformers", "datasets", "evaluate", "accelerate", "hf_wsd.registration"])
+NOTHING_LEFT = "nothing is left to train"  # a Trainer's script that was killed after its last checkpoint
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")
 _LEFT_OVER = ("_saving", "_replaced-*", "_damaged-*", ".*.json*", ".room*", ".checkpoint-*")
 _TIMED = ("_runtime", "_per_second", "_time")  # what no two runs have alike
@@ -80,7 +81,8 @@ class Job:
         process = self.start()
         process.join(300)
         _kill_group(process)
-        assert process.exitcode == 0, self.log.read_text()[-3000:]
+        said = self.log.read_text()[-3000:]
+        assert process.exitcode == 0 or NOTHING_LEFT in said, said
         return self.run
 
     def changes(self) -> int:
@@ -174,22 +176,28 @@ def _differences(one: Path, two: Path) -> Iterator[str]:
     for path in (*(one / FORK_POINTS).glob("*/"), one / f"checkpoint-{newest}"):
         other = two / path.relative_to(one)
         yield from (f"{path.name}/{file.name}" for file in path.iterdir() if not _same_file(path, other, file.name))
+        if (other / RECORD).exists():
+            records = [_record(folder) for folder in (path, other)]
+            yield from (
+                f"{path.name}: {name} {was} -> {records[1][name]}"
+                for name, was in records[0].items()
+                if was != records[1][name]
+            )
 
 
 def _same_file(one: Path, two: Path, name: str) -> bool:
     if not (two / name).exists():
         return False
     if name == RECORD:
-        return _record(one) == _record(two)
+        return True
     if name in ("trainer_state.json", "training_args.bin"):  # times, and the folder's name
         return True
     return (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def _record(folder: Path) -> Lineage:
+def _record(folder: Path) -> dict[str, object]:
     """A record without what depends on when and where it was written."""
-    record = Lineage.read(folder)
-    return replace(record, saved_at="", command=None, group="")
+    return replace(Lineage.read(folder), saved_at="", command=None, group="").to_dict()
 
 
 def _history(run: Path) -> list[dict[str, object]]:

@@ -72,13 +72,36 @@ def loop(run: Path) -> Job:
     return Job(argv=(ROOT / "recipes" / "pretrain_no_trainer.py", "--output_dir", run, *flags), run=run)
 
 
+ASK = """
+    from transformers import TrainerCallback
+    from hf_wsd import WSDCallback
+
+    class Ask(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                [ours] = [one for one in trainer.callback_handler.callbacks if isinstance(one, WSDCallback)]
+                ours.decay_now(num_decay_steps=6)
+
+    trainer.add_callback(Ask())
+    trainer.train("""
+
+
+def on_demand(run: Path) -> Job:
+    """A trunk that is asked for its decay in its step 10, which comes after step 11: our callback has been called."""
+    script = run.parent / "train_and_decay.py"
+    script.write_text(SCRIPT.read_text().replace("\n    trainer.train(", ASK))
+    flags = (*FLAGS, *SAVES, "--eval_steps", 10, "--logging_steps", 1, "--max_steps", 40)
+    argv = ("-m", "hf_wsd", "--trunk", script, "--output_dir", run, *flags)
+    return Job(argv=argv, run=run, resumes=newest)
+
+
 def random_kill(rng: random.Random, *, seconds: float, changes: int) -> Kill:
     by_time = rng.random() < 0.3
     return Kill(after=rng.uniform(0, seconds)) if by_time else Kill(before_change=rng.randint(1, changes))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [script, recipe, loop], ids=lambda job: job.__name__)
+@pytest.mark.parametrize("job", [script, recipe, loop, on_demand], ids=lambda job: job.__name__)
 def test_command_killed_and_repeated_ends_as_if_it_had_not_been(job, tmp_path):
     changes = job(tmp_path / "whole").changes()
     begin = time.monotonic()
@@ -184,6 +207,18 @@ def test_recipe_goes_on_from_a_checkpoint_that_has_lost_its_record(run):
     job.finished()
     assert f"hf_wsd: continue at step {step}" in job.log.read_text()
     assert set(read_run(run).records) >= {18, 24}  # fork point and end
+
+
+def test_command_goes_on_without_a_fork_point_that_could_not_be_saved(run, caplog):
+    flags = ("--save_strategy", "steps", "--save_steps", 4)
+    budgets = ("--trunk", "--budgets", 8, 16, "--num-decay-steps", 2)
+    train_here(run, *flags, launch=budgets)
+    for step in (6, 14):
+        for folder in run.glob(f"**/checkpoint-{step}"):
+            shutil.rmtree(folder)
+    train_here(run, *flags, "--resume_from_checkpoint", run / "checkpoint-12", launch=budgets)
+    assert "budget 8 needs a checkpoint at step 6, which is past" in caplog.text
+    assert sorted(path.name for path in (run / FORK_POINTS).iterdir()) == ["checkpoint-14"]
 
 
 # --- damaged ---
