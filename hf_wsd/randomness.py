@@ -64,10 +64,10 @@ def start_workers_unseen(loader: Any) -> None:
     """
     base = getattr(loader, "base_dataloader", loader)  # behind accelerate's
     if getattr(base, "persistent_workers", False) and base._iterator is None:
-        start = base._get_iterator
 
         def unseen() -> Any:
+            del base._get_iterator  # back to the class's own
             with unchanged_randomness():
-                return start()
+                return base._get_iterator()
 
         base._get_iterator = unseen

@@ -116,6 +116,8 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     planned = Lineage.read(Path(settings.branch)) if settings.branch else None
     rewound = rewound_run(planned, job)
     decision = None if planned and not rewound else Decision.read(job.folder)
+    if decision is not None and decision.then == "stop" and scheduler.decided is None:
+        scheduler.decide(decision.schedule, decision.fork)
     if scheduler.decided is not None:  # the end that the script asks for is not the run's any more
         job = with_decided_end(scheduler, job)
     refuse_checkpoint(scheduler, job)
@@ -150,11 +152,7 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
     )
     sameness = refuse_differences(scheduler, record, before or planned, job)
     start = Start(record=replace(record, sameness=sameness), plan=plan)
-    if decision is None:
-        return start
-    if decision.then == "stop" and scheduler.decided is None:
-        scheduler.decide(decision.schedule, decision.fork)
-    return start.follow(decision)
+    return start if decision is None else start.follow(decision)
 
 
 def _plan(

@@ -19,6 +19,7 @@ from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
 
 CLI = ("-m", "hf_wsd.cli")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,7 @@ def family(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    ("branch", "end"), [pytest.param("15-1-sqrt-5", 20, marks=pytest.mark.slow), ("30-1-sqrt-10", 40)]
-)
+@pytest.mark.parametrize(("branch", "end"), [("15-1-sqrt-5", 20), ("30-1-sqrt-10", 40)])
 def test_branch_equals_the_straight_run_bit_for_bit(family, tmp_path, branch, end):
     straight = train(tmp_path / "straight", "--max_steps", end, launch=("--decay-fraction", 0.25))
     decayed = family / "_branches" / branch / f"checkpoint-{end}"
@@ -51,7 +50,6 @@ def test_decaying_again_trains_nothing(family):
     assert before == {path: path.stat().st_mtime_ns for path in family.rglob("checkpoint-*")}
 
 
-@pytest.mark.slow  # on another worker the family is trained once more
 def test_killed_branch_goes_on_from_its_newest_whole_checkpoint(family, tmp_path):
     again = Path(shutil.copytree(family, tmp_path / "run"))
     branch = again / "_branches" / "30-1-sqrt-10"
@@ -63,7 +61,6 @@ def test_killed_branch_goes_on_from_its_newest_whole_checkpoint(family, tmp_path
     assert same_weights(branch / "checkpoint-40", family / "_branches" / "30-1-sqrt-10" / "checkpoint-40")
 
 
-@pytest.mark.slow
 def test_script_that_ignores_resume_from_checkpoint_is_caught(tmp_path):
     script = tmp_path / "train_bare.py"
     bare = SCRIPT.read_text().replace("resume_from_checkpoint=training_args.resume_from_checkpoint", "")
@@ -76,7 +73,6 @@ def test_script_that_ignores_resume_from_checkpoint_is_caught(tmp_path):
     assert not list((run / "_branches").glob("*/checkpoint-*"))
 
 
-@pytest.mark.slow
 def test_trunk_killed_at_random_and_repeated_ends_in_the_same_weights(family, tmp_path):
     run = tmp_path / "run"
     saves = ("--num_train_epochs", "9", "--save_strategy", "steps", "--save_steps", "3")
@@ -92,7 +88,6 @@ def test_trunk_killed_at_random_and_repeated_ends_in_the_same_weights(family, tm
     assert same_weights(run / "checkpoint-30", family / "checkpoint-30")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"),
     reason="before 5.18 transformers resumes no run of several processes on CPU: it loads the optimizer to cpu:0",

@@ -42,7 +42,7 @@ def straight(tmp_path_factory):
     return train(run, launch=("--num-decay-steps", 6), steps=24)
 
 
-@pytest.mark.parametrize("how", ["file", "usr1", "ask"])
+@pytest.mark.parametrize("how", ["file", *(pytest.param(how, marks=pytest.mark.slow) for how in ("usr1", "ask"))])
 def test_running_job_decays_at_once_and_ends_in_the_bits_of_a_straight_run(straight, tmp_path, how):
     run = train(tmp_path / "run", do=f"{how}@18")
     assert same_weights(run / "checkpoint-24", straight / "checkpoint-24")
@@ -77,6 +77,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("do", "wish", "why"), REFUSED.values(), ids=REFUSED)
 def test_wish_that_cannot_be_is_refused_and_training_goes_on(tmp_path, do, wish, why):
     run = train(tmp_path / "run", do=do, wish=wish)
@@ -86,12 +87,14 @@ def test_wish_that_cannot_be_is_refused_and_training_goes_on(tmp_path, do, wish,
     assert read_run(run).finished
 
 
+@pytest.mark.slow
 def test_wish_in_the_warm_up_waits_for_its_end(tmp_path):
     run = train(tmp_path / "run", do="usr1@2", wish="")
     assert json.loads((run / DECISION).read_text())["fork"] == 5
     assert read_run(run).finished
 
 
+@pytest.mark.slow
 def test_wish_of_an_earlier_job_is_none_for_this_one(tmp_path):
     from hf_wsd.decision import Request, write_request
 
@@ -101,6 +104,7 @@ def test_wish_of_an_earlier_job_is_none_for_this_one(tmp_path):
     assert not (run / DECISION).exists()
 
 
+@pytest.mark.slow
 def test_decay_past_the_planned_end_goes_on_in_the_next_job_if_asked_to(tmp_path):
     wish = "num_decay_steps=6 extend=1"
     with pytest.raises(SystemExit) as end:
@@ -124,6 +128,7 @@ def test_decision_survives_kills(straight, tmp_path):
 # --- the job's end ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [12, 19, 21])  # before the fork, and in the decay
 def test_sigterm_saves_and_the_next_job_ends_in_the_same_weights(straight, tmp_path, at):
     with pytest.raises(SystemExit) as end:

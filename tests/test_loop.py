@@ -195,6 +195,11 @@ def test_loss_of_an_evaluation_is_in_the_record_of_its_own_step_alone(tmp_path):
     assert (records[1].losses, records[2].losses) == ({"loss": 3.5}, {})
 
 
+def test_several_budgets_without_a_trunk_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="2 budgets need --trunk"):
+        pretrain_here(tmp_path / "run", "--budgets", 20, 40)
+
+
 # --- a decay on demand, and the end of a job ---
 
 

@@ -81,11 +81,6 @@ def test_baseline_of_another_schedule_takes_its_length_from_the_budget(tmp_path)
         pretrain_here(tmp_path / "other", *flags)
 
 
-def test_several_budgets_without_a_trunk_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="2 budgets need --trunk"):
-        pretrain_here(tmp_path / "run", "--budgets", "20", "40")
-
-
 def test_unknown_preset_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(SettingsError, match="did you mean '124M'"):
         pretrain_here(tmp_path / "run", "--budgets", "20", "--preset", "125M")

@@ -16,7 +16,7 @@ from hf_wsd.signals import spare_workers
 loader = torch.utils.data.DataLoader(list(range(1000)), num_workers=2, persistent_workers=True)
 spare_workers(loader)
 batches = iter(loader)
-next(batches)
+next(batches), next(batches)  # one of each worker: both have begun
 print(*(worker.pid for worker in batches._workers), flush=True)
 sys.stdin.readline()
 print(sum(1 for _ in batches), flush=True)
@@ -39,7 +39,7 @@ def test_workers_live_through_a_signal_to_all_and_end_with_their_process(process
         os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)
     print(file=process.stdin, flush=True)
-    assert process.stdout.readline() == "999\n"
+    assert process.stdout.readline() == "998\n"
     assert process.wait(timeout=30) == 0
     assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
 
