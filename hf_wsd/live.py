@@ -13,7 +13,7 @@ from transformers.utils import logging
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.decision import REQUEST, Decision, Request, answer, decide, must_wait, read_request
 from hf_wsd.durations import show_duration
-from hf_wsd.errors import ForkError, WSDError
+from hf_wsd.errors import ForkError, ScheduleError, WSDError
 from hf_wsd.job import Job
 from hf_wsd.job_clock import JobClock
 from hf_wsd.lineage import Lineage
@@ -198,7 +198,7 @@ class Live:
         """Where the decay of a wish would end if it started at `fork`."""
         try:
             return self._decide(wish, fork, extend=True).end
-        except ForkError:  # in the warm-up: the deadline is looked at again
+        except ScheduleError:  # in the warm-up, or too short for a decay: the deadline is looked at again
             return fork + 1
 
     def _decide(self, wish: Request, step: int, *, extend: bool) -> Decision:

@@ -35,6 +35,13 @@ class FamilyArguments:
     decay_type: str | None = field(default=None, metadata={"help": "Shape of the decay; 1-sqrt."})
     then: str = field(default="stop", metadata={"help": "After a decay on demand: stop, or continue the trunk."})
     keep_every: str | None = field(default=None, metadata={"help": "Keep a checkpoint for good every so many steps."})
+    finish_by: str | None = field(default=None, metadata={"help": "Decay so that all ends before: 2026-12-01T08:00."})
+    time_budget: str | None = field(default=None, metadata={"help": "The same as a duration over all jobs: 23h."})
+    job_time_limit: str | None = field(default=None, metadata={"help": "Save and exit before: 4h; default: Slurm's."})
+    on_job_end: str | None = field(default=None, metadata={"help": "save, or decay where the time allows it; save."})
+    allow: list[str] = field(
+        default_factory=list, metadata={"help": "Differences to the checkpoint's run that are meant: learning_rate."}
+    )
 
 
 def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]) -> None:
@@ -44,8 +51,8 @@ def register_family(family: FamilyArguments, kind: str, per_step: dict[str, int]
     if kind in LINES:
         settings["cycle_ends"] = settings.pop("budgets")
     elif kind != "wsd":  # another baseline takes its length from the budget, and nothing else
-        names = ("trunk", "decay_fraction", "decay_type", "keep_every", *(per_step if kind in NAMES else ()))
-        settings = {name: settings[name] for name in names}
+        left_out = ("budgets", *(() if kind in NAMES else per_step))
+        settings = {name: value for name, value in settings.items() if name not in left_out}
     asked = Settings.make(**{name: value for name, value in settings.items() if value}).given()
     before = Settings.from_env()
     for name, value in before.given().items() if not before.branch else ():
