@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +11,12 @@ from transformers.utils import logging
 
 from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError
-from hf_wsd.lock import take_lock
+from hf_wsd.lock import ORPHANS, has_lock, release, take_lock
 from hf_wsd.mending import finish_saves, newest_cut_short, put_back, refuse_damage, set_aside, was_cut_short
 from hf_wsd.ranks import from_main
 from hf_wsd.settings import Settings
 
 logger = logging.get_logger(__name__)
-_ORPHANS = 10.0  # seconds: data loader workers outlive a killed process by five, and have its lock
 
 
 def mend(run: Path, settings: Settings, *, named: object = None) -> None:
@@ -69,23 +66,19 @@ def _settle(run: Path, settings: Settings, named: Path | None) -> None:
 
 @contextmanager
 def _alone(run: Path, *, in_branch: bool) -> Iterator[bool]:
-    """Whether nobody trains in the folder, and a block in which nobody begins to."""
-    waited_until, lock = time.monotonic() + _ORPHANS, None
-    while lock is None:
-        try:
-            lock = take_lock(run)
-        except BlockingIOError:
-            if in_branch:  # `hf-wsd decay` has handed its lock to this process
-                break
-            if time.monotonic() > waited_until:
-                logger.warning(f"hf_wsd: another process trains in {run}: what looks damaged there is left alone")
-                yield False
-                return
-            time.sleep(0.2)
-        except (ImportError, OSError):  # no locks here
-            break
+    """Whether nobody else trains in the folder, and a block in which nobody begins to."""
+    lock = None
+    try:
+        if not (in_branch or has_lock(run)):  # `hf-wsd decay` has the lock for the process that it starts
+            lock = take_lock(run, patience=ORPHANS)
+    except BlockingIOError:
+        logger.warning(f"hf_wsd: another process trains in {run}: what looks damaged there is left alone")
+        yield False
+        return
+    except (ImportError, OSError):  # no locks here
+        pass
     try:
         yield True
     finally:
         if lock is not None:
-            os.close(lock)
+            release(lock)

@@ -22,10 +22,11 @@ from transformers.utils import logging
 
 from hf_wsd.checkpoint import FORK_POINTS, cut_short, saved_checkpoints, step_in_name
 from hf_wsd.disk import used_bytes
+from hf_wsd.errors import RunError
 from hf_wsd.extending import set_former_end_aside
 from hf_wsd.history import append_history, cut_history, losses_of, read_history
 from hf_wsd.lineage import RECORD, Lineage
-from hf_wsd.lock import take_lock
+from hf_wsd.lock import ORPHANS, has_lock, release, take_lock
 from hf_wsd.mending import announce, conclude, finish_saves, link_checkpoint, make_way
 from hf_wsd.room import why_no_room
 
@@ -51,7 +52,7 @@ class Keeper:
         self._owed: dict[Path, Callable[[], None]] = {}
         self._rows: list[Mapping[str, Any]] = []  # that could not be written yet
         self._size = 0  # bytes of the newest checkpoint
-        self._unlock: Callable[[], object] | None = None
+        self._unlock: finalize[[int], Keeper] | None = None
 
     def follow(self, base: Lineage, kinds: Mapping[int, str]) -> None:
         """From now on the run is another one: it was asked for its decay."""
@@ -62,10 +63,14 @@ class Keeper:
         return self.run / f"{self._prefix}{step}"
 
     def begin(self, step: int, *, tokens: int | None) -> None:
-        """Make the folder, cut what a resumed run logs again, and mend a checkpoint whose save was cut short."""
+        """Make the folder, cut what a resumed run logs again, and mend a checkpoint whose save was cut short.
+
+        Raises:
+            RunError: another process trains in the folder.
+        """
         self.run.mkdir(parents=True, exist_ok=True)
-        with suppress(ImportError, OSError):  # `hf-wsd decay`, which has started this process, may hold it
-            self._unlock = finalize(self, os.close, take_lock(self.run))
+        self._take_lock()
+        with suppress(OSError):
             finish_saves(self.run)
         if aside := set_former_end_aside(self.run, self.base.schedule, step=step):
             logger.warning(f"hf_wsd: what was trained past step {step} on another schedule is a branch now: {aside}")
@@ -76,6 +81,24 @@ class Keeper:
             self.save(step, tokens=tokens, losses=self.base.losses or self._logged_losses(step))
         parent = [self.run / self.base.parent.checkpoint] if self.base.parent else []
         self._size = used_bytes(*(list(saved_checkpoints(self.run).values())[-1:] or parent))
+
+    def _take_lock(self) -> None:
+        """Keep other processes from training in the folder.
+
+        Raises:
+            RunError: one does.
+        """
+        in_branch = bool(os.environ.get("HF_WSD_BRANCH"))  # `hf-wsd decay` has the lock for the process that it starts
+        try:
+            if not has_lock(self.run):
+                lock = take_lock(self.run, patience=0.0 if in_branch else ORPHANS)
+                self._unlock = finalize(self, release, lock)
+                self._unlock.atexit = False  # the end of the process is enough, and a forked one must not do it
+        except BlockingIOError:
+            if not in_branch:
+                raise RunError(f"a process is already training in {self.run}: wait for it, or end it") from None
+        except (ImportError, OSError):  # no locks here
+            pass
 
     def _logged_losses(self, step: int) -> dict[str, float]:
         rows = [losses_of(row) for row in read_history(self.run) if row["step"] == step]

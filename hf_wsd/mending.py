@@ -250,6 +250,23 @@ def missing_model(run: Path, checkpoint: Path, *, like: Path | None = None) -> l
     return sorted(file for file in wanted if not _as_long(file, run / file.name))
 
 
+def complete(run: Path, checkpoint: Path, *, like: Path | None = None) -> None:
+    """Do what was left to do when a run was killed after it had saved its last checkpoint; see `missing_model`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     checkpoint = Path(run) / "checkpoint-80"
+    ...     checkpoint.mkdir()
+    ...     _ = (checkpoint / "config.json").write_text("{}")
+    ...     complete(Path(run), checkpoint)
+    ...     (Path(run) / "config.json").read_text()
+    '{}'
+    """
+    finish_saves(run)
+    for file in missing_model(run, checkpoint, like=like):
+        shutil.copy2(file, run / file.name)
+
+
 def _as_long(a: Path, b: Path) -> bool:
     return b.exists() and a.stat().st_size == b.stat().st_size
 

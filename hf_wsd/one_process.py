@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from hf_wsd.checkpoint import saved_checkpoints, step_in_name
 from hf_wsd.decision import DECISION, Decision
 from hf_wsd.family import read_run
 from hf_wsd.forking import Branch, fork_all, prepare
-from hf_wsd.mending import missing_model
+from hf_wsd.mending import complete
 from hf_wsd.plan import Decay, Plan
 from hf_wsd.ranks import from_main
 from hf_wsd.shape_lookup import find_shape
@@ -97,7 +96,7 @@ class Family:
             (self._run / DECISION).unlink()
         end = decision.end if decision and decision.then == "stop" else self._args.max_steps
         if end > 0 and checkpoint is not None and step_in_name(Path(checkpoint)) >= end:
-            _complete(self._run, Path(checkpoint))
+            complete(self._run, Path(checkpoint))
             return self._run, None, None, []
         return self._run, checkpoint, end, [decay.fork for decay in decays]
 
@@ -111,7 +110,7 @@ class Family:
             shape = {"decay_type": asked.shape, "decay_params": dict(asked.shape_params), "min_lr_ratio": final}
         (branch,) = fork_all(run, Plan(decays=(decay,)), **shape)
         if branch.finished:
-            _complete(branch.folder, branch.checkpoint)
+            complete(branch.folder, branch.checkpoint)
             return None
         own = run.records.get(branch.end)
         if own is not None and own.schedule == branch.record.schedule:  # becomes this branch when the trunk goes on
@@ -145,12 +144,6 @@ def train_family(family: Family, make_trainer: Callable[[TrainingArguments], Tra
         _let_go(trainer)
         del trainer
         gc.collect()
-
-
-def _complete(run: Path, last: Path) -> None:
-    """Write what a kill after the last checkpoint has kept the model's own save from."""
-    for file in missing_model(run, last):
-        shutil.copy2(file, run / file.name)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
 from hf_wsd.lineage import Command
 from hf_wsd.lock import locked
-from hf_wsd.mending import finish_saves, missing_model
+from hf_wsd.mending import complete
 
 LOG = "run.log"
 ENDED = 75  # the status of `hf_wsd.live.JobEnd`
@@ -237,10 +237,7 @@ def run_branches(
 def _complete(branch: Branch) -> None:
     """Do what was left to do when the process of a finished branch was killed after its last checkpoint."""
     with suppress(RunError), locked(branch.folder):  # it runs still
-        finish_saves(branch.folder)
-        trunk = branch.folder.parent.parent
-        for file in missing_model(branch.folder, branch.checkpoint, like=trunk):
-            shutil.copyfile(file, branch.folder / file.name)
+        complete(branch.folder, branch.checkpoint, like=branch.folder.parent.parent)
 
 
 def _exited(process: subprocess.Popen[bytes]) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from hf_wsd.checkpoint import FORK_POINTS, saved_checkpoints
 from hf_wsd.history import read_history
@@ -25,7 +26,7 @@ from hf_wsd.lineage import BRANCHES, RECORD, Lineage
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "transformers", "datasets", "evaluate", "accelerate", "hf_wsd.registration"])
-NOTHING_LEFT = "nothing is left to train"  # a Trainer's script that was killed after its last checkpoint
+NOTHING_LEFT = "nothing is left to train"
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")
 _LEFT_OVER = ("_saving", "_replaced-*", "_damaged-*", ".*.json*", ".room*", ".checkpoint-*")
 _TIMED = ("_runtime", "_per_second", "_time")  # what no two runs have alike
@@ -55,6 +56,7 @@ class Job:
     run: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     resumes: Callable[[Path], Sequence[object]] = lambda run: ()
+    completes: bool = True  # a repeated command saves the model even if only that was left to do
 
     @property
     def log(self) -> Path:
@@ -82,7 +84,7 @@ class Job:
         process.join(300)
         _kill_group(process)
         said = self.log.read_text()[-3000:]
-        assert process.exitcode == 0 or NOTHING_LEFT in said, said
+        assert process.exitcode == 0 or (NOTHING_LEFT in said and not self.completes), said
         return self.run
 
     def changes(self) -> int:
@@ -195,9 +197,11 @@ def _same_file(one: Path, two: Path, name: str) -> bool:
     return (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def _record(folder: Path) -> dict[str, object]:
+def _record(folder: Path) -> dict[str, Any]:
     """A record without what depends on when and where it was written."""
-    return replace(Lineage.read(folder), saved_at="", command=None, group="").to_dict()
+    record = replace(Lineage.read(folder), saved_at="", command=None, group="").to_dict()
+    record["settings"].pop("branch", None)
+    return record
 
 
 def _history(run: Path) -> list[dict[str, object]]:
