@@ -21,10 +21,10 @@ from transformers import Trainer, TrainingArguments
 
 from hf_wsd.callback import WSDCallback
 from hf_wsd.checkpoint import saved_checkpoints, step_in_name
+from hf_wsd.completing import complete
 from hf_wsd.decision import DECISION, Decision
 from hf_wsd.family import read_run
 from hf_wsd.forking import Branch, fork_all, prepare
-from hf_wsd.mending import complete
 from hf_wsd.plan import Decay, Plan
 from hf_wsd.ranks import from_main
 from hf_wsd.shape_lookup import find_shape

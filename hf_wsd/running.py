@@ -16,12 +16,12 @@ from typing import Any
 
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.command import LAUNCHER_VARIABLES
+from hf_wsd.completing import complete
 from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.forking import Branch, prepare
 from hf_wsd.history import write_atomically
 from hf_wsd.lineage import Command
 from hf_wsd.lock import locked
-from hf_wsd.mending import complete
 
 LOG = "run.log"
 ENDED = 75  # the status of `hf_wsd.live.JobEnd`

@@ -31,9 +31,9 @@ from transformers import HfArgumentParser, default_data_collator
 import hf_wsd
 from hf_wsd.by_name import NAMES
 from hf_wsd.checkpoint import check_checkpoint
+from hf_wsd.completing import missing_model
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.loop import WSDLoop, accelerator_job
-from hf_wsd.mending import missing_model
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.trackers import accelerate_trackers, survive
 

@@ -43,6 +43,7 @@ PURE = [
     "sameness",
     "optimizers",
     "mending",
+    "completing",
     "family",
     "decision",
     "extending",
