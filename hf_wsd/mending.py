@@ -59,6 +59,28 @@ def make_way(own: Path) -> None:
         _move(own, own.with_name(REPLACED + own.name))
 
 
+def begin_anew(folder: Path) -> None:
+    """Before a script saves over a checkpoint: take away its record, and files that its kept copy shares.
+
+    Saving writes in place, also through hard links; without the record nobody takes it for whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     own, kept = Path(run) / "step_80", Path(run) / FORK_POINTS / "step_80"
+    ...     own.mkdir()
+    ...     (own / "optimizer.bin").touch()
+    ...     link_checkpoint(own, kept)
+    ...     begin_anew(own)
+    ...     [(own / "optimizer.bin").exists(), (kept / "optimizer.bin").exists()]
+    [False, True]
+    """
+    (folder / RECORD).unlink(missing_ok=True)
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # each process does it before it writes: another one was first
+            if file.is_file() and file.stat().st_nlink > 1:
+                file.unlink()
+
+
 def conclude(own: Path) -> None:
     """After a checkpoint was saved, with its record and its kept copy: delete what its save and a kill have left.
 

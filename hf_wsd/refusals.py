@@ -166,7 +166,8 @@ def find_last_step(schedule: Schedule, plan: Plan, job: Job) -> int:
     if job.step >= last_step:  # Trainer would make one more update and overwrite the checkpoint
         raise RunError(
             f"nothing is left to train: the checkpoint is at step {job.step} and the run ends at step "
-            f"{last_step}. Give a larger --{job.length_flag}, or another --output_dir"
+            f"{last_step}, so its model is that of the checkpoint. Give a larger --{job.length_flag}, or another "
+            "--output_dir"
         )
     if total is not None and total != last_step:
         raise ScheduleError(

@@ -22,6 +22,7 @@ from hf_wsd.errors import ResumeError, RunError, ScheduleError
 from hf_wsd.extending import newest_agreeing
 from hf_wsd.job import Job
 from hf_wsd.loop import WSDLoop, accelerator_job
+from hf_wsd.mending import begin_anew
 from hf_wsd.sameness import Sameness
 from hf_wsd.schedule import Schedule
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler, torch_optimizer
@@ -220,6 +221,7 @@ class ScriptScheduler(WSDScheduler):
         accelerator, dataset = cast(Accelerator, self.accelerator), getattr(self._loader, "dataset", None)
         model = next(iter(accelerator._models), None)
         self.loop = WSDLoop(accelerator, self, self._job(accelerator), model=model, dataset=dataset)
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: begin_anew(Path(folder)))
 
     def _why_without_files(self) -> str | None:
         if self.accelerator is None:

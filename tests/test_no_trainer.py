@@ -89,6 +89,13 @@ def test_resume_goes_on_with_the_lrs_of_the_schedule(tmp_path, capsys):
     assert printed_lrs(capsys.readouterr().out) == straight_lrs(20, 5, begin=12)
 
 
+def test_save_of_the_script_does_not_write_through_the_links_of_a_kept_checkpoint(tmp_path):
+    run = run_here(tmp_path / "run", "--checkpointing_steps", 15)  # where the decay begins
+    own, kept = run / "step_15", run / "_fork-points" / "step_15"
+    assert check_checkpoint(own) == check_checkpoint(kept) == 15
+    assert not (own / "optimizer.bin").samefile(kept / "optimizer.bin")
+
+
 @pytest.mark.slow
 def test_new_learning_rate_at_a_resume_is_refused_with_all_else_or_trained_with_at_once(tmp_path, capsys):
     saved = run_here(tmp_path / "run", "--checkpointing_steps", 6) / "step_12"
