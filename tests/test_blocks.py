@@ -95,6 +95,7 @@ def test_the_embedded_corpus_is_the_default(tokenizer):
         assert len(blocks) == (facts[split]["tokens"] + facts[split]["documents"]) // 256
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reuses_tokens_and_blocks(files, cache, tmp_path):
     script = f"""
 from blocks import *

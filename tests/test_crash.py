@@ -187,6 +187,7 @@ def test_save_over_a_kept_checkpoint_does_not_write_through_its_links(run):
     assert torch.load(run / FORK_POINTS / "checkpoint-5" / "optimizer.pt") == {"state": "newer"}
 
 
+@pytest.mark.slow
 def test_lost_record_is_written_again_with_its_losses(run):
     flags = ("--save_strategy", "steps", "--save_steps", 4, "--eval_steps", 4)
     train_here(run, "--max_steps", 8, *flags, launch=("--trunk",))
@@ -210,6 +211,7 @@ def test_recipe_goes_on_from_a_checkpoint_that_has_lost_its_record(run):
     assert set(read_run(run).records) >= {18, 24}  # fork point and end
 
 
+@pytest.mark.slow
 def test_command_goes_on_without_a_fork_point_that_could_not_be_saved(run, caplog):
     flags = ("--save_strategy", "steps", "--save_steps", 4)
     budgets = ("--trunk", "--budgets", 8, 16, "--num-decay-steps", 2)

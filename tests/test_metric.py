@@ -55,6 +55,7 @@ def test_no_tokens_at_all_are_refused(metric):
         metric.compute(nll_sum=[0.0], n_tokens=[0], n_bytes=[0])
 
 
+@pytest.mark.slow
 def test_loads_offline_by_folder_or_file_and_its_example_is_true(tmp_path):
     script = f"""
 import doctest, sys, evaluate

@@ -39,7 +39,9 @@ def test_evaluation_gives_token_weighted_loss_perplexity_and_bits_per_byte(tmp_p
     assert 0 < losses["bits_per_byte"] < losses["loss"] / math.log(2)
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "stream"])
+@pytest.mark.parametrize(
+    "streaming", [pytest.param(False, id="map-style"), pytest.param(True, id="stream", marks=pytest.mark.slow)]
+)
 def test_branch_by_hand_equals_the_straight_run(tmp_path, streaming):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": f"{n} and {n * n}. " * 9}) + "\n" for n in range(300)))
@@ -52,6 +54,7 @@ def test_branch_by_hand_equals_the_straight_run(tmp_path, streaming):
     assert same_weights(branch / "checkpoint-40", straight / "checkpoint-40")
 
 
+@pytest.mark.slow
 def test_repeated_command_goes_on_from_the_newest_whole_checkpoint(tmp_path, caplog):
     flags = ("--budgets", "40", "--save_steps", "10", "--save_total_limit", "9")
     whole = pretrain_here(tmp_path / "whole", *flags)
@@ -86,6 +89,7 @@ def test_unknown_preset_is_refused_with_the_nearest(tmp_path):
         pretrain_here(tmp_path / "run", "--budgets", "20", "--preset", "125M")
 
 
+@pytest.mark.slow
 def test_model_can_be_continued_from_a_saved_one(tmp_path):
     first = pretrain_here(tmp_path / "first", "--budgets", "20")
     second = pretrain_here(tmp_path / "second", "--budgets", "20", "--model_name_or_path", first)
@@ -141,6 +145,7 @@ def test_line_of_cycles_has_a_finished_model_at_every_budget(tmp_path, kind, sav
     assert (records, run.steps_done) == (saved, 40)
 
 
+@pytest.mark.slow
 def test_multi_step_baseline_is_as_long_as_its_budget(tmp_path):
     flags = ("--lr_scheduler_type", "multi_step", "--budgets", "2.56K")
     run = read_run(pretrain_here(tmp_path / "run", *flags, decay=()))

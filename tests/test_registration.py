@@ -266,6 +266,7 @@ def unregistered(tmp_path_factory):
     return python(UNREGISTERED, str(file))
 
 
+@pytest.mark.slow
 def test_saved_training_arguments_load_where_hf_wsd_is_never_imported(unregistered):
     assert (unregistered["loaded"], unregistered["loaded with"]) == ("wsd", [])
 

@@ -32,6 +32,7 @@ def process():
         one.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="macOS cannot tell who has sent a signal")
 def test_workers_live_through_a_signal_to_all_and_end_with_their_process(process):
     workers = [int(pid) for pid in process.stdout.readline().split()]
