@@ -382,6 +382,8 @@ def test_loop_raises_where_its_last_save_fails(own_loop):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB that its own processes alone see: how to start one, its folder, and where we see that."""
+    if not all(map(shutil.which, ("unshare", "nsenter", "setpriv"))):
+        pytest.skip("this system has no user namespaces")
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = f"mount -t tmpfs -o size=2m tmpfs {folder} && echo mounted && exec sleep infinity"
