@@ -136,7 +136,7 @@ class Live:
                 f"hf_wsd: the job ends at step {step} ({why}); {at}. The same command goes on from there, a script "
                 f"that does not look for checkpoints with --resume_from_checkpoint {self._run}/checkpoint-{saved}"
             )
-        leave()
+        leave(JobEnd.STATUS)
         raise JobEnd
 
     def after_update(self, step: int) -> Verdict:

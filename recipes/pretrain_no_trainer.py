@@ -35,6 +35,7 @@ from hf_wsd.completing import missing_model
 from hf_wsd.errors import SettingsError, WSDError, unknown
 from hf_wsd.loop import WSDLoop, accelerator_job
 from hf_wsd.randomness import unchanged_randomness
+from hf_wsd.ranks import leave
 from hf_wsd.trackers import accelerate_trackers, survive
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,7 @@ def main() -> None:
     options = {"is_main_process": accelerator.is_main_process, "save_function": accelerator.save}
     accelerator.unwrap_model(model).save_pretrained(args.output_dir, **options)
     accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def two_processes(run, *flags, launch=TRUNK, check=True, script=SCRIPT, **enviro
 @pytest.mark.skipif(not RESUMES_SEVERAL, reason="before 5.18 transformers resumes no run of several CPU processes")
 def test_wish_that_one_of_two_processes_hears_is_obeyed_by_both_at_the_same_step(tmp_path):
     flags = ("--max_steps", 40, "--per_device_train_batch_size", 2, "--logging_steps", 1)
-    two_processes(tmp_path / "run", *flags, DO="usr1:1@18")
+    two_processes(tmp_path / "run", *flags, DO="usr1:1@18,abort@2")
     two_processes(tmp_path / "straight", *flags[2:], "--max_steps", 24, launch=("--num-decay-steps", 6))
     assert json.loads((tmp_path / "run" / DECISION).read_text())["fork"] == 18
     assert same_weights(tmp_path / "run" / "checkpoint-24", tmp_path / "straight" / "checkpoint-24")

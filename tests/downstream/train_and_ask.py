@@ -1,9 +1,11 @@
 """train_tiny_lm.py, to which something happens while it trains: DO=WHAT@STEP[,...] says what.
 
 WHAT: file (a wish as `hf-wsd decay --now` writes it, with the fields in WISH), ask (the callback's method), usr1, term,
-kill (signals to this very process). WHAT:RANK happens in the process of that rank alone.
+kill (signals to this very process), abort (once python is torn down, as gloo's threads now and then do). WHAT:RANK
+happens in the process of that rank alone.
 """
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -31,6 +33,8 @@ class Events(TrainerCallback):
             write_request(Path(args.output_dir), Request(by="hf-wsd decay", id="1", **wish))
         elif what == "ask":
             ours.decay_now(**wish)
+        elif what == "abort":
+            ctypes.CDLL(None)["__cxa_atexit"](ctypes.CDLL(None).abort, None, None)
         else:
             os.kill(os.getpid(), SIGNALS[what])
 
