@@ -34,8 +34,8 @@ def several() -> bool:
 def leave(status: int = 0) -> None:
     """Say that the job is done, and how: its process then ends without python's tear-down.
 
-    Gloo's threads now and then abort a finished process in there (a tensor is let go after the interpreter is gone), and
-    destroying the groups does not stop them: DDP and FSDP hold on to theirs.
+    Gloo's threads now and then abort a finished process in there (a tensor is let go after the interpreter is gone).
+    Destroying the groups does not stop them: DDP and FSDP hold on to theirs.
     """
     global _status
     if _of is not None:

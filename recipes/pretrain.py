@@ -205,11 +205,11 @@ def main() -> None:
         return trainer
 
     hf_wsd.train_family(work, make_trainer)
-    leave()
 
 
 if __name__ == "__main__":
     try:
         main()
+        leave()
     except WSDError as error:
         raise SystemExit(f"hf_wsd: {error}") from None

@@ -230,11 +230,11 @@ def main() -> None:
     options = {"is_main_process": accelerator.is_main_process, "save_function": accelerator.save}
     accelerator.unwrap_model(model).save_pretrained(args.output_dir, **options)
     accelerator.end_training()
-    leave()
 
 
 if __name__ == "__main__":
     try:
         main()
+        leave()
     except WSDError as error:
         raise SystemExit(f"hf_wsd: {error}") from None
