@@ -10,7 +10,7 @@ from hf_wsd.cycles import cycle, cycles, read_cycle_ends, stable_segment, warmup
 from hf_wsd.errors import ScheduleError, ShapeError
 from hf_wsd.lengths import decay_length
 from hf_wsd.schedule import Schedule
-from hf_wsd.segment import Segment
+from hf_wsd.segment import Phase, Segment
 from hf_wsd.shape_lookup import find_shape
 
 
@@ -137,4 +137,38 @@ def wsd_s(
         what = f"the cycle {start}-{end}"
         segments += cycle(end - start, what=what, warmup=warmup, peak=peak, decay=decay, rest=rest)
         begin = decay.end
+    return Schedule(tuple(segments))
+
+
+def rewarmed(schedule: Schedule, *, at: int, steps: int, shape: str = "linear") -> Schedule:
+    """The schedule with a climb from 0 back to its stable lr: for an optimizer that begins anew at step `at`.
+
+    Args:
+        schedule: with a stable phase at that step.
+        at: updates done when the climb begins.
+        steps: updates of the climb; 0 is none.
+        shape: a key of `WARMUP_SHAPES`.
+
+    Raises:
+        ScheduleError: the climb does not fit into the stable phase.
+
+    >>> print(rewarmed(wsd(100, num_warmup_steps=10), at=50, steps=20))
+    warmup linear 0 -> 1, 10 steps; stable at 1, 40 steps; warmup linear 0 -> 1, 20 steps; stable at 1, 20 steps; \
+decay 1-sqrt 1 -> 0, 10 steps
+    """
+    if count("rewarmup_steps", steps) == 0:
+        return schedule
+    segments: list[Segment] = []
+    for start, end, segment in schedule.spans():
+        if segment.phase is Phase.STABLE and start <= at and (end is None or at + steps <= end):
+            segments += stable_segment(at - start, segment.end)
+            segments += warmup_segment(steps, start=0.0, end=segment.end, shape=shape)
+            segments += stable_segment(None if end is None else end - at - steps, segment.end)
+        else:
+            segments.append(segment)
+    if len(segments) == len(schedule.segments):
+        raise ScheduleError(
+            f"a re-warm-up over updates {at} to {at + steps - 1} does not fit into the stable phase of '{schedule}': "
+            "give fewer rewarmup_steps, or a longer run"
+        )
     return Schedule(tuple(segments))

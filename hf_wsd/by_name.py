@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_wsd.asked import TRAINER_FLAGS, add_asked, no_such_setting, run_settings, setting
 from hf_wsd.baselines import cyclic_cosine, multi_step
-from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.builders import rewarmed, wsd, wsd_s
 from hf_wsd.casts import cast
 from hf_wsd.errors import ScheduleError, SettingsError, WSDError, unknown
 from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, to_steps
@@ -139,7 +139,11 @@ def _build_schedule(
     merged = {key: _in_steps(value, units) if key in LENGTHS else value for key, value in asked.items()}
     if settings.trunk:
         merged["num_decay_steps"] = 0
-    return BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
+    schedule = BUILDERS[name](num_training_steps, num_warmup_steps=num_warmup_steps, **merged)
+    if settings.rewarmup_at is None or settings.rewarmup_steps is None:
+        return schedule
+    shape = merged.get("warmup_type", "linear")
+    return rewarmed(schedule, at=settings.rewarmup_at, steps=settings.rewarmup_steps, shape=shape)
 
 
 def _settings_of(name: str) -> list[str]:

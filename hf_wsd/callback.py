@@ -21,6 +21,7 @@ from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
+from hf_wsd.probe import probe
 from hf_wsd.randomness import Randomness, start_workers_unseen
 from hf_wsd.ranks import from_main
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
@@ -274,7 +275,8 @@ class WSDCallback(TrainerCallback):
             return
         PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
         if state.is_world_process_zero:
-            self._keeper.save(state.global_step, **self._now(state))
+            known_by = probe(kwargs["model"]) if state.global_step in self._start.kinds else None
+            self._keeper.save(state.global_step, probe=known_by, **self._now(state))
         self._live.saved()
         if self._ends:
             self._live.end_job(self._ends, step=state.global_step)

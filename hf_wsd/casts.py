@@ -71,6 +71,8 @@ CASTS: dict[str, Callable[[Any], Any]] = {
     "calls_per_update": _whole_number,
     "allow": _words,
     "expect": str,
+    "rewarmup_at": _whole_number,
+    "rewarmup_steps": _whole_number,
     "keep_every": _length,
     "finish_by": str,
     "time_budget": str,

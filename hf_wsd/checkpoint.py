@@ -15,6 +15,7 @@ from hf_wsd.errors import CheckpointError
 FORK_POINTS = "_fork-points"  # the leading underscore keeps a folder out of Trainer's uploads and rotation
 _NAME = re.compile(r"(?:checkpoint-|step_)(\d+)")  # step_: scripts without a Trainer
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*")  # FSDP, DeepSpeed: folders
+_STATES = ("optimizer state", "scheduler state", "RNG state")  # all that --save_only_model leaves out
 _SHARD = re.compile(rb"__\d+_\d+\.distcp")
 _ZERO_STATE = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt")  # of one process
 _ZIP_END_SIZE = 22  # bytes of the record with which a zip ends
@@ -112,7 +113,7 @@ def check_checkpoint(path: Path, *, to_resume: bool = True) -> int:
 
     Args:
         path: the checkpoint.
-        to_resume: else the states of optimizer and scheduler may be missing, but what is there must be whole.
+        to_resume: else the states of optimizer, scheduler and RNG may be missing, but what is there must be whole.
 
     Raises:
         CheckpointError: it is not there, or a file is missing or damaged; the message names all of them.
@@ -124,7 +125,7 @@ def check_checkpoint(path: Path, *, to_resume: bool = True) -> int:
     """
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}")
-    problems = list(_problems(path, may_lack=() if to_resume else ("optimizer state", "scheduler state")))
+    problems = list(_problems(path, may_lack=() if to_resume else _STATES))
     if problems:
         raise CheckpointError(
             f"{path} cannot be resumed exactly: {'; '.join(problems)}. Use another checkpoint, and save without "
@@ -142,7 +143,7 @@ def cut_short(path: Path) -> list[str]:
     ...     cut_short(Path(checkpoint))[0]
     'no trainer_state.json'
     """
-    return list(_problems(path, may_lack=("optimizer state", "scheduler state", "RNG state")))
+    return list(_problems(path, may_lack=_STATES))
 
 
 def _layout(path: Path) -> _Layout:

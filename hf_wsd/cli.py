@@ -19,6 +19,7 @@ from hf_wsd.doctor import doctor
 from hf_wsd.errors import SettingsError, WSDError
 from hf_wsd.planning import plan
 from hf_wsd.pruning import prune
+from hf_wsd.publishing import publish
 from hf_wsd.rewinding import rewind
 from hf_wsd.shapes import shape_names
 
@@ -162,6 +163,7 @@ app.command()(plan)
 app.command()(adopt)
 app.command()(rewind)
 app.command()(prune)
+app.command()(publish)
 app.command()(doctor)
 
 
@@ -245,7 +247,7 @@ def spread(argv: Sequence[str]) -> list[str]:
     ours = argv.index("--") if "--" in argv else len(argv)
     for word in argv[:ours]:
         before = spread_out[-2:-1]
-        lengths = before in (["--budgets"], ["--at"], ["--steps"])
+        lengths = before in (["--budgets"], ["--at"], ["--steps"], ["--stable"])
         names = before == ["--allow"] and word in NAMES
         if (lengths and is_length(word)) or (before in _PAIRS and "=" in word) or names:
             spread_out += before

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils import logging
 
-from hf_wsd.checkpoint import check_checkpoint
+from hf_wsd.anew import check_named
 from hf_wsd.errors import CheckpointError
 from hf_wsd.lock import ORPHANS, has_lock, release, take_lock
 from hf_wsd.mending import finish_saves, newest_cut_short, put_back, refuse_damage, set_aside, was_cut_short
@@ -44,7 +44,7 @@ def _mend(run: Path, settings: Settings, named: Path | None) -> str | None:
                 if alone:
                     _settle(run, settings, named)
         if named is not None:
-            check_checkpoint(named)
+            check_named(named, settings)
     except CheckpointError as error:
         return str(error)
     except OSError as error:  # nothing can be written there: whoever trains will be told

@@ -12,7 +12,8 @@
     ├── CheckpointError   a checkpoint that is missing, incomplete or damaged
     │   └── RecordError   a `wsd.json` that cannot be read
     ├── DataError         a corpus that cannot be read or packed
-    └── RunError          a run of a branch that failed, or that cannot be started again
+    ├── RunError          a run of a branch that failed, or that cannot be started again
+    └── PublishError      a model that cannot be published, or a revision that has changed on the hub
 
 A message says what was asked, the numbers, what is allowed and the repair.
 """
@@ -65,6 +66,10 @@ class DataError(WSDError):
 
 class RunError(WSDError):
     """A run of a branch that failed, or that cannot be started again."""
+
+
+class PublishError(WSDError):
+    """A model that cannot be published, or a revision that has changed on the hub."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,11 +30,14 @@ from hf_wsd.schedule import Schedule
 SCHEMA = 1
 RECORD = "wsd.json"
 BRANCHES = "_branches"
+_COMMIT = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
     """The checkpoint that a branch left: its path (relative to the branch's folder where it can be) and its step.
+
+    A published one is USER/NAME@COMMIT.
 
     >>> from os.path import normpath
     >>> parent = Parent(checkpoint="../../_fork-points/checkpoint-640", step=640)
@@ -90,7 +94,7 @@ class Lineage:
         last_step: where the run stops.
         intent: how the run began: "start", "continue", "branch", "extend", "rewind" (past batches that were skipped) or
             "adopt" (from a checkpoint of another scheduler).
-        parent: the checkpoint that a branch left; None on a trunk.
+        parent: the checkpoint that a branch, or a run that goes on elsewhere, left; None on a trunk.
         group: what trackers call the family: the trunk's run name, or the name of its folder.
         requested: the budget asked for, as the user wrote it.
         tokens_per_step: tokens of one update over all processes; None where samples differ in length.
@@ -98,6 +102,7 @@ class Lineage:
         parameters: trainable parameters, shared ones counted once.
         peak_lrs: base lr of each parameter group.
         losses: what the evaluation at this step gave; empty where there was none.
+        probe: loss on a fixed sequence, by which a copy of the model is known; see `hf_wsd.probe`.
         setup: batch, accumulation, processes, seed, precision, device, ...: what must match for equal bits.
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
         data: fingerprint of the training data, or "unknown".
@@ -135,6 +140,7 @@ class Lineage:
     parameters: int | None = None
     peak_lrs: tuple[float, ...] = ()
     losses: Mapping[str, float] = field(default_factory=dict)
+    probe: float | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str = "unknown"
@@ -167,6 +173,18 @@ class Lineage:
             return None
         before = self.step * self.tokens_per_step if self.tokens is None else self.tokens
         return before + (step - self.step) * self.tokens_per_step
+
+    @property
+    def fetched_from(self) -> Parent | None:
+        """The commit on a hub (USER/NAME@COMMIT) that this checkpoint is a copy of, if it is one.
+
+        >>> from hf_wsd.builders import wsd
+        >>> parent = Parent(checkpoint=f"me/small@{'0' * 40}", step=80)
+        >>> [Lineage(step=step, kind="fork", schedule=wsd(100), parent=parent).fetched_from == parent for step in (80, 90)]
+        [True, False]
+        """
+        parent = self.parent
+        return parent if parent and parent.step == self.step and _COMMIT.fullmatch(parent.checkpoint) else None
 
     @property
     def changed(self) -> str:

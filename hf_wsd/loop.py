@@ -21,6 +21,7 @@ from hf_wsd.live import Verdict, listen
 from hf_wsd.machine import machine_setup
 from hf_wsd.mending import undo
 from hf_wsd.moved import refuse_moved_data
+from hf_wsd.probe import probe
 from hf_wsd.randomness import unchanged_randomness
 from hf_wsd.ranks import from_main, highest
 from hf_wsd.scheduler import WSDScheduler
@@ -73,7 +74,7 @@ class WSDLoop:
         self._save_total_limit = save_total_limit
         self._losses: dict[str, float] = {}
         self._saving = False
-        self._accelerator = accelerator
+        self._accelerator, self._model = accelerator, model
         self._scheduler = scheduler
         self._start: Start = start_run(scheduler, Settings.from_env(), job, model=model, dataset=dataset)
         refuse_moved_data(self.record)
@@ -214,7 +215,10 @@ class WSDLoop:
     def _keep_or_undo(self, failed: Exception | None) -> None:
         if failed is not None:
             return undo(self.checkpoint)
-        self._keeper.save(self.step, **self._now())
+        known_by = None
+        if self._model is not None and self.step in self._start.kinds:
+            known_by = probe(self._accelerator.unwrap_model(self._model))
+        self._keeper.save(self.step, probe=known_by, **self._now())
         if self._save_total_limit is not None:
             self._keeper.rotate(self._save_total_limit)
 

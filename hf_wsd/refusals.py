@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from hf_wsd.anew import check_named
 from hf_wsd.checkpoint import check_checkpoint, saved_checkpoints
 from hf_wsd.errors import CheckpointError, ResumeError, RunError, ScheduleError
 from hf_wsd.job import Job
@@ -25,13 +26,13 @@ logger = logging.get_logger(__name__)
 _CALL_TRAIN = "Have it call trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
 
 
-def refuse_checkpoint(scheduler: WSDScheduler, job: Job) -> None:
+def refuse_checkpoint(scheduler: WSDScheduler, settings: Settings, job: Job) -> None:
     """Refuse a checkpoint that is not whole: Trainer goes on silently with a fresh optimizer and schedule.
 
     Raises:
         CheckpointError: files are missing or damaged. RunError: the script ignores its checkpoint, or a run is there.
     """
-    if job.checkpoint is not None and check_checkpoint(job.checkpoint) != job.step:
+    if job.checkpoint is not None and check_named(job.checkpoint, settings) != job.step:
         raise RunError(
             f"the run starts at step {job.step}, not from {job.checkpoint}: the script ignores "
             f"--resume_from_checkpoint. {_CALL_TRAIN}"

@@ -26,6 +26,7 @@ NAMES = {  # what `allow` takes: the level that a difference leaves, and what di
     "betas": (CHANGED, "betas of AdamW and its like"),
     "eps": (CHANGED, "epsilon of the optimizer"),
     "optimizer": (CHANGED, "its class, or another of its settings"),
+    "optimizer_state": (CHANGED, "it was not published: whoever gives rewarmup_steps has allowed it"),
     "max_grad_norm": (CHANGED, "norm to which gradients are clipped"),
     "label_smoothing_factor": (CHANGED, "of the loss"),
     "tokens_per_step": (CHANGED, "tokens (where they are not counted: samples) of an update over all processes"),
@@ -48,7 +49,7 @@ NAMES = {  # what `allow` takes: the level that a difference leaves, and what di
     "transformers": (SAME_SAMPLES, "version"),
     "accelerate": (SAME_SAMPLES, "version"),
 }
-_SAID_ALREADY = ("decay_data", "moved_data")
+_SAID_ALREADY = ("decay_data", "moved_data", "optimizer_state")
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
 

@@ -270,6 +270,8 @@ def derive_intent(stored: Schedule, asked: Schedule, *, step: int) -> str:
             "(checkpoint | asked). The past of a run cannot change: give the settings it was trained with or start anew"
         )
     end = stored.total_steps
+    if end is None and asked.total_steps is None:  # a trunk that climbs to its peak again
+        return "extend"
     longer = end is not None and (asked.total_steps is None or asked.total_steps > end)
     whole = end is not None and stored.agrees_with(asked, until=end)
     return "extend" if longer and (whole or asked.phase(step) is not Phase.DECAY) else "branch"

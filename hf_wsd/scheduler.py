@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from hf_wsd.by_name import BUILDERS, allowed_differences, build_schedule
 from hf_wsd.checks import count
 from hf_wsd.errors import ResumeError, SettingsError
+from hf_wsd.lineage import Lineage
 from hf_wsd.optimizers import allowed_settings, compare_optimizers, optimizer_settings
 from hf_wsd.sameness import Sameness
 from hf_wsd.schedule import Schedule, derive_intent
@@ -143,6 +144,16 @@ class WSDScheduler(LRScheduler):
         self.last_epoch = step * self.calls_per_update
         self._step_count = self.last_epoch + 1
         self._after_optimizer_load()
+
+    def take_up(self, record: Lineage) -> None:
+        """Go on from a checkpoint without optimizer state, as its record says: the optimizer itself begins anew.
+
+        Raises:
+            ResumeError: as in `load_state_dict`.
+        """
+        schedule = record.schedule.to_dict()
+        self.load_state_dict({"last_epoch": record.step, "base_lrs": list(record.peak_lrs), "schedule": schedule})
+        self.sameness |= Sameness(changes={"optimizer_state": "trained -> new"})
 
     def _check(self, sameness: Sameness, intent: str, step: int) -> None:
         """Refuse what differs and is not allowed."""

@@ -23,7 +23,7 @@ _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SWITCH = dict.fromkeys(_ON, True) | dict.fromkeys(_OFF, False)
 OF_RUN = (  # what a schedule knows nothing of
     *("allow", "expect", "keep_every", "finish_by", "time_budget", "job_time_limit", "on_job_end", "on_damage"),
-    "decay_optimizer",
+    *("decay_optimizer", "rewarmup_at", "rewarmup_steps"),
 )
 KWARGS = [name for name in CASTS if name not in (*COUNTS, *OF_RUN)]  # the settings that builders take
 CHOICES = {
@@ -54,6 +54,8 @@ class Settings:
         on_job_end: "save" (None), or "decay" where the measured time allows it.
         on_damage: what a resume does about a damaged newest checkpoint: "pass-over" (None) or "refuse".
         decay_optimizer: settings of the optimizer from the first decay on, such as weight_decay.
+        rewarmup_at, rewarmup_steps: the run goes on from a checkpoint at that step which has no optimizer state, and the
+            lr climbs from 0 back to the peak over so many steps (0: it is the peak at once).
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
@@ -86,6 +88,8 @@ class Settings:
     on_job_end: str | None = None
     on_damage: str | None = None
     decay_optimizer: Mapping[str, float] | None = None
+    rewarmup_at: int | None = None
+    rewarmup_steps: int | None = None
     branch: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +101,11 @@ class Settings:
             if getattr(self, name) not in (None, *choices):
                 raise SettingsError(unknown(f"value of {name}", getattr(self, name), choices))
         check_names(self.allow)
+        if (self.rewarmup_at is None) != (self.rewarmup_steps is None):
+            raise SettingsError("a re-warm-up has a beginning and a length: give both rewarmup_at and rewarmup_steps")
+        if self.rewarmup_at is not None:
+            count("rewarmup_at", self.rewarmup_at, at_least=1)
+            count("rewarmup_steps", self.rewarmup_steps)
         if self.trunk and self.cycle_ends:
             raise SettingsError("a trunk has no cycles: use --trunk with wsd, or cycle ends with wsd_s")
 

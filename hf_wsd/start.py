@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from hf_wsd.anew import begin_anew
 from hf_wsd.asked import add_asked, setting
 from hf_wsd.casts import cast
 from hf_wsd.checkpoint import saved_checkpoints
@@ -120,7 +121,8 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         scheduler.decide(decision.schedule, decision.fork)
     if scheduler.decided is not None:  # the end that the script asks for is not the run's any more
         job = with_decided_end(scheduler, job)
-    refuse_checkpoint(scheduler, job)
+    begin_anew(scheduler, settings, job)
+    refuse_checkpoint(scheduler, settings, job)
     refuse_folder(scheduler, settings, planned, job)
     with unchanged_randomness():  # a dataset may draw random numbers to make a sample
         samples = take_samples(dataset)
@@ -256,7 +258,7 @@ def _origin(
         return planned.intent, planned.parent
     if scheduler.intent == "continue" and before is not None:
         return before.intent, before.parent
-    return scheduler.intent, _parent(job) if scheduler.intent in ("branch", "extend") else None
+    return scheduler.intent, _parent(job, before) if scheduler.intent in ("branch", "extend") else None
 
 
 def _group(job: Job, before: Lineage | None) -> str:
@@ -285,6 +287,8 @@ def _asked(settings: Settings, job: Job, per_step: dict[str, Any]) -> dict[str, 
     return {name: v for name, v in asked.items() if name not in of_job and (name, v) != ("num_decay_steps", 0)}
 
 
-def _parent(job: Job) -> Parent:
+def _parent(job: Job, before: Lineage | None) -> Parent:
+    if before is not None and before.fetched_from is not None:
+        return before.fetched_from
     known = "unknown" if job.checkpoint is None else os.path.relpath(job.checkpoint, job.folder)
     return Parent(checkpoint=known, step=job.step)

@@ -8,11 +8,13 @@ from transformers import TrainingArguments
 
 import hf_wsd
 from hf_wsd.by_name import NAMES, build_schedule
-from hf_wsd.checkpoint import newest_whole
+from hf_wsd.checkpoint import FORK_POINTS, newest_whole
 from hf_wsd.damage import mend
-from hf_wsd.errors import SettingsError
+from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.extending import point_to_extend
-from hf_wsd.mending import refuse_damage
+from hf_wsd.fetching import fetch
+from hf_wsd.lineage import RECORD, Lineage
+from hf_wsd.mending import link_checkpoint, refuse_damage
 from hf_wsd.plan import Plan
 from hf_wsd.schedule import Schedule
 from hf_wsd.settings import Settings
@@ -41,6 +43,16 @@ class FamilyArguments:
     on_job_end: str | None = field(default=None, metadata={"help": "save, or decay where the time allows it; save."})
     allow: list[str] = field(
         default_factory=list, metadata={"help": "Differences to the checkpoint's run that are meant: learning_rate."}
+    )
+
+
+@dataclass
+class ForkArguments:
+    """Which published fork point a new run leaves."""
+
+    fork_from: str | None = field(default=None, metadata={"help": "USER/NAME@REVISION: a fork point on a hub."})
+    rewarmup_steps: int | None = field(
+        default=None, metadata={"help": "Steps back to the peak lr where that has no optimizer state; 0: none."}
     )
 
 
@@ -76,6 +88,38 @@ def set_length(family: FamilyArguments, args: TrainingArguments, per_step: dict[
     if args.max_steps <= 0:
         args.max_steps = plan.trunk_steps if settings.trunk else plan.decays[-1].end
     return plan
+
+
+def start_from_published(fork: ForkArguments, args: TrainingArguments) -> None:
+    """Have a new run begin at the fork point that was published; one that has begun already goes on.
+
+    Args:
+        fork: which, and how the lr comes back where it has no optimizer state.
+        args: of the run; `resume_from_checkpoint` is set.
+    """
+    if fork.fork_from is None or Settings.from_env().branch:  # a branch has a checkpoint of its run
+        if fork.fork_from is None and fork.rewarmup_steps is not None:
+            raise SettingsError("--rewarmup_steps is for --fork_from; later cycles of wsd_s have num_rewarmup_steps")
+        return
+    if args.resume_from_checkpoint:
+        raise SettingsError(
+            f"--fork_from {fork.fork_from} and --resume_from_checkpoint {args.resume_from_checkpoint} are two places "
+            "to start from: keep one (a repeated command goes on by itself)"
+        )
+    run, anew = Path(args.output_dir), fork.rewarmup_steps is not None
+    with args.main_process_first(desc="the fork point"):  # it alone asks the hub: the others find what it has fetched
+        checkpoint = fetch(fork.fork_from, run / "_fetched", token=args.hub_token, anew=anew)
+        kept = run / FORK_POINTS / checkpoint.name
+        if Settings.from_env().trunk and not anew and not kept.exists():  # the run's own branches may leave it too
+            link_checkpoint(checkpoint, kept)
+    record, begun = Lineage.read(checkpoint), newest_whole(run)[0]
+    if begun is None:
+        args.resume_from_checkpoint = str(checkpoint)
+    elif (begun / RECORD).exists() and (left := Lineage.read(begun).parent) != record.parent:
+        where = left.checkpoint if left else "no published revision"
+        raise RunError(f"{run} was begun from {where}, not from {fork.fork_from}: give another --output_dir")
+    if anew:
+        hf_wsd.register(rewarmup_at=record.step, rewarmup_steps=fork.rewarmup_steps)
 
 
 def resume_point(args: TrainingArguments) -> str | None:

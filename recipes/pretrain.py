@@ -16,6 +16,10 @@ One model by itself, or the same model as a branch of the trunk (the same comman
     python recipes/pretrain.py --output_dir runs/one --budgets 3.2M
     python recipes/pretrain.py --output_dir runs/two --budgets 3.2M --resume_from_checkpoint runs/small/checkpoint-1406
 
+A decay, or with --trunk and a larger budget a longer trunk, from a fork point that somebody has published:
+
+    python recipes/pretrain.py --output_dir runs/mine --budgets 3.2M --fork_from USER/NAME@stable-step1406-tokens2.9M
+
 All of them in one line with WSD-S:
 
     accelerate launch recipes/pretrain.py --output_dir runs/line --lr_scheduler_type wsd_s --budgets 0.4M 0.8M 1.6M 3.2M
@@ -39,7 +43,14 @@ import evaluate
 import torch
 from blocks import DataArguments, byte_lengths, load_blocks, load_tokenizer
 from decay_data import Batches, OwnOrderTrainer, with_decay_data
-from family_arguments import FamilyArguments, register_family, resume_point, set_length
+from family_arguments import (
+    FamilyArguments,
+    ForkArguments,
+    register_family,
+    resume_point,
+    set_length,
+    start_from_published,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -163,13 +174,14 @@ class PhaseProgress(ProgressCallback):
 def main() -> None:
     """Parse, load, train, save."""
     hf_wsd.register()  # before the arguments are parsed: they name our schedules
-    parser = HfArgumentParser((ModelArguments, DataArguments, FamilyArguments, PretrainingArguments))
-    model_args, data_args, family, args = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((ModelArguments, DataArguments, FamilyArguments, ForkArguments, PretrainingArguments))
+    model_args, data_args, family, fork, args = parser.parse_args_into_dataclasses()
     samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     per_step = {"tokens_per_step": samples * data_args.block_size, "samples_per_step": samples}
     in_one_process = len(family.budgets) > 1 and args.lr_scheduler_type == "wsd" and not family.trunk
     family.trunk |= in_one_process
     register_family(family, args.lr_scheduler_type, per_step)
+    start_from_published(fork, args)
     set_seed(args.seed)
 
     plan = set_length(family, args, per_step)

@@ -1,0 +1,98 @@
+"""What a run's command tells of its data and its model, as far as it can be shown to others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from hf_wsd.demo import recipes_folder
+from hf_wsd.errors import RunError
+from hf_wsd.lineage import Command
+from hf_wsd.scrubbing import clean
+
+EMBEDDED = "the corpus embedded in hf_wsd"
+SHAPING = (  # flags that shape a model, and that a record does not hold
+    *("dataset_name", "dataset_config_name", "train_file", "validation_file", "streaming", "text_column"),
+    *("block_size", "validation_percent", "tokenizer_name", "max_eval_blocks"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "torch_compile"),
+    *("num_train_epochs",),
+)
+FILES = ("train_file", "validation_file")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_FILE = re.compile(r".*\.(txt|jsonl?|csv|parquet|ya?ml|arrow|gz|zst)", re.IGNORECASE)
+
+
+def flags_of(command: Command | None) -> dict[str, str]:
+    """The flags of a run by name, as its argument files and its command line give them; the last one counts."""
+    found: dict[str, str] = {}
+    if command is None:
+        return found
+    for text in command.files.values():
+        with suppress(yaml.YAMLError):
+            table = yaml.safe_load(text)
+            found |= {str(key): str(value) for key, value in table.items()} if isinstance(table, Mapping) else {}
+    name = None
+    for word in command.argv:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            found[name] = value
+        elif name is not None:
+            found[name] = f"{found[name]} {word}".strip()
+    return found
+
+
+def is_recipe(command: Command | None) -> bool:
+    """Whether a run was started with a recipe of this installation: the only scripts whose data are known."""
+    if command is None:
+        return False
+    with suppress(RunError):
+        recipes = {str(file) for file in recipes_folder().resolve().glob("pretrain*.py")}
+        return any(str((Path(command.cwd) / word).resolve()) in recipes for word in command.argv if ".py" in word)
+    return False
+
+
+def hub_id(name: str | None, command: Command | None) -> str | None:
+    """The name if it is one of the hub: a local folder or file is none, nor is what nobody can tell from one."""
+    if not name or command is None or not _ID.fullmatch(name) or _FILE.fullmatch(name):
+        return None
+    folder = Path(command.cwd)
+    return name if folder.is_dir() and not (folder / name).exists() else None
+
+
+def data_of(command: Command | None) -> tuple[str | None, str | None]:
+    """The training data for people, and their name on the hub; None for what nobody knows."""
+    flags = flags_of(command)
+    if name := flags.get("dataset_name"):
+        config = flags.get("dataset_config_name")
+        return last_part(name, hub_id(name, command)) + (f" ({config})" if config else ""), hub_id(name, command)
+    if file := flags.get("train_file"):
+        return last_part(file), None
+    return (EMBEDDED if is_recipe(command) else None), None
+
+
+def evaluation_of(command: Command | None) -> str:
+    """What the model was evaluated on, as far as it is known."""
+    if file := flags_of(command).get("validation_file"):
+        return last_part(file)
+    data, _ = data_of(command)
+    return f"{data}, held-out part" if data and is_recipe(command) else "the evaluation set of the training run"
+
+
+def last_part(name: str, known: str | None = None) -> str:
+    """The name itself if the hub has it, else a path without its folders."""
+    return known or re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def showable(flags: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Those of the flags that can be repeated elsewhere: printable, files without folders."""
+    shown: dict[str, Any] = {}
+    for name in names:
+        if name in flags and flags[name].isprintable():
+            shown[name] = last_part(flags[name]) if name in FILES else clean(flags[name])
+    return shown
