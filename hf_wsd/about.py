@@ -17,7 +17,7 @@ from hf_wsd.sameness import BITWISE, UNKNOWN
 from hf_wsd.scrubbing import clean
 from hf_wsd.segment import Phase
 from hf_wsd.shapes import SHAPES
-from hf_wsd.told import SHAPING, data_of, flags_of, hub_id, is_recipe, showable
+from hf_wsd.told import data_of, flags_of, hub_id, is_recipe, showable
 
 SIZES = {  # of config.json, by what they are called here: the names that models have for it
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -40,9 +40,10 @@ def plain(value: Any) -> str:
 
 
 def code(value: Any) -> str:
-    """A text as code in a table."""
-    words = " ".join(str(clean(str(value))).split()).replace("`", "'").replace("|", "\\|")
-    return f"`{words}`"
+    """A text as code, also in a table."""
+    words = " ".join(str(clean(str(value))).split()).replace("|", "\\|")
+    longest = max(map(len, re.findall("`+", words)), default=0)
+    return f"{'`' * (longest + 1)} {words} {'`' * (longest + 1)}" if longest else f"`{words}`"
 
 
 def count(number: int | None) -> str:
@@ -112,11 +113,11 @@ def model_facts(revision: Revision, config: Mapping[str, Any]) -> dict[str, str]
 
 
 def in_decay(revision: Revision) -> str:
-    """Tokens of the decay; "" where nobody counted or there was none."""
+    """How many of its tokens a model has seen in its decay; "" where nobody counted or there was none."""
     before = None if revision.fork is None else tokens_at(revision, revision.fork)
     if before is None or not revision.tokens:
         return ""
-    return f"{count(revision.tokens - before)}, {100 * (1 - before / revision.tokens):.3g} % of all"
+    return f"{show_tokens(revision.tokens - before)} ({100 * (1 - before / revision.tokens):.3g} %)"
 
 
 def schedule_rows(revision: Revision) -> Iterator[dict[str, str]]:
@@ -188,9 +189,9 @@ def hyper_parameters(revision: Revision) -> Iterator[tuple[str, str]]:
         yield "peak lr", ", ".join(f"{lr:g}" for lr in dict.fromkeys(record.peak_lrs))
     if record.tokens_per_step:
         yield "tokens of a step", f"{record.tokens_per_step:,}"
-    flags = showable(flags_of(command_of(revision)), SHAPING)
+    flags = {name: value or "True" for name, value in showable(command_of(revision)).items()}
     for name, value in sorted({**flags, **record.setup, **record.optimizer}.items()):
-        if isinstance(value, (str, int, float)) and value is not False and value != "":
+        if isinstance(value, (str, int, float)) and value is not False:
             yield plain(name), code(value)
     if record.versions:
         yield "versions", plain(", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())))
@@ -198,14 +199,19 @@ def hyper_parameters(revision: Revision) -> Iterator[tuple[str, str]]:
 
 def limits(revision: Revision, siblings: Sequence[Revision]) -> Iterator[str]:
     """What a user of the model has to know, a sentence or two each."""
-    record, seen = revision.record, "" if revision.tokens is None else f" on {count(revision.tokens)} tokens"
-    if is_recipe(command_of(revision)) and not base_model(revision):
+    record, seen = revision.record, "" if revision.tokens is None else f" on {show_tokens(revision.tokens)} tokens"
+    base = base_model(revision)
+    if is_recipe(command_of(revision)) and not base:
         yield (
             f"It is a base model: trained{seen} to predict the next token, and for nothing else. It was not tuned to "
             "follow instructions or aligned; it repeats whatever its data hold, wrong or harmful."
         )
     else:
-        yield f"It was trained{seen} by one run. Its record tells of no alignment."
+        yield f"It was trained{seen}. Its record tells of no alignment."
+    if base and revision.family.identity.parent:
+        yield f"It goes on from {code(base)}: its steps and tokens count on from there."
+    elif base:
+        yield f"It goes on from {code(base)}: what that model has seen is not counted here."
     if revision.kind == "stable":
         yield (
             "It is **not a finished model**: its learning rate is still at the peak, and the decay is still to come."

@@ -22,6 +22,7 @@ from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
 from hf_wsd.probe import probe
+from hf_wsd.pushing import take_over
 from hf_wsd.randomness import Randomness, start_workers_unseen
 from hf_wsd.ranks import from_main
 from hf_wsd.scheduler import WSDScheduler, find_wsd_scheduler
@@ -67,9 +68,8 @@ class WSDCallback(TrainerCallback):
         self._start: Start
         self._keeper: Keeper
         self._randomness: Randomness | None = None
-        self._lr = 0.0
+        self._lr, self._skipped_updates = 0.0, 0
         self._losses: dict[str, float] = {}
-        self._skipped_updates = 0
         self._live: Live
         self._ends: str | None = None
         self._save_put_off = False  # there was no room for it
@@ -135,7 +135,8 @@ class WSDCallback(TrainerCallback):
         job = trainer_job(args, state)
         self._start = start_run(scheduler, settings, job, model=model, dataset=dataset)
         scheduler.keeper, self._scheduler = self, scheduler
-        self._keeper = Keeper(Path(args.output_dir), self._start.record, self._start.kinds)
+        pusher = take_over(args, settings)
+        self._keeper = Keeper(Path(args.output_dir), self._start.record, self._start.kinds, pusher=pusher)
         self._skipped_updates = self._start.record.skipped_updates
         name_run(args, self._start.record)
         new_run = scheduler.intent == "branch" or just_rewound(self._start.record)
@@ -187,9 +188,8 @@ class WSDCallback(TrainerCallback):
     def _prepare_save(self, state: TrainerState, control: TrainerControl) -> None:
         """Announce a save that is due; one that would fail is put off, for Trainer ends the training with its error."""
         if control.should_save or self._save_put_off:
-            ready = None
+            ready, now = None, self._now(state)
             if state.is_world_process_zero:
-                now = self._now(state)
                 ready = self._keeper.make_ready(state.global_step, again=not control.should_save, **now)
             control.should_save = bool(from_main(ready))
             self._save_put_off = not control.should_save

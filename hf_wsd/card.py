@@ -15,7 +15,6 @@ from hf_wsd.about import (
     code,
     command_of,
     config_of,
-    count,
     data_facts,
     folders_of,
     hyper_parameters,
@@ -33,7 +32,7 @@ from hf_wsd.lengths import show_tokens
 from hf_wsd.revisions import Revision
 from hf_wsd.scrubbing import clean
 from hf_wsd.segment import Phase
-from hf_wsd.told import data_of, evaluation_of, is_recipe
+from hf_wsd.told import data_of, evaluation_of, hub_id, is_recipe
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -73,11 +72,11 @@ def make_card(
     config = config_of(revision)
     causal = auto_class(config) == "AutoModelForCausalLM"
     metadata = _metadata(revision, config, name=repo.rpartition("/")[2], license=license)
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         metadata,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo=repo,
-        title=f"{repo.rpartition('/')[2]}, {revision.name}",
+        title=plain(f"{repo.rpartition('/')[2]}, {revision.name}"),
         auto_class=auto_class(config),
         has_tokenizer=any(any(folder.glob("tokenizer*")) for folder in folders_of(revision)),
         revisions=[_row(one, siblings, this=one.name == revision.name) for one in siblings],
@@ -85,17 +84,19 @@ def make_card(
         model=model_facts(revision, config),
         schedule=[*schedule_rows(revision)],
         sources=[*sources(revision)],
-        metrics={plain(name): f"{value:.4f}" for name, value in _metrics(revision).items()},
+        metrics={plain(name): f"{value:.6g}" for name, value in _metrics(revision).items()},
         data=[*data_facts(revision)],
         hyper=[*hyper_parameters(revision)],
         start=_start(revision, siblings, repo, with_optimizer) if causal else None,
         limits=[*limits(revision, siblings)],
+        longest=next((code(one.name) for one in reversed(siblings) if one.kind == "decay"), ""),
         kind=revision.kind,
-        tokens=count(revision.tokens),
+        tokens="" if revision.tokens is None else show_tokens(revision.tokens),
+        line=is_line(revision),
         in_decay=in_decay(revision),
-        kinds={one.kind for one in siblings},
         evaluated_on=plain(evaluation_of(command_of(revision))),
     )
+    return card
 
 
 # --- metadata ---
@@ -105,13 +106,15 @@ def _metadata(revision: Revision, config: Mapping[str, Any], *, name: str, licen
     from huggingface_hub import ModelCardData
 
     results = [*_results(revision)]
-    _, data_set = data_of(command_of(revision))
+    command = command_of(revision)
+    named = [data_of(command)[1], *(hub_id(name, command) for name in revision.record.decay_data if "/" in name)]
+    datasets = [*dict.fromkeys(filter(None, named))]
     return ModelCardData(
         library_name="transformers" if config else None,
         license=license,
         pipeline_tag="text-generation" if auto_class(config) == "AutoModelForCausalLM" else None,
         tags=[*_tags(revision)],
-        datasets=[data_set] if data_set else None,
+        datasets=datasets or None,
         base_model=base_model(revision),
         eval_results=results or None,
         model_name=name if results else None,
@@ -131,7 +134,9 @@ def _metrics(revision: Revision) -> dict[str, float]:
     """What the evaluation gave: the loss first."""
     found = {name: value for name, value in revision.losses.items() if isfinite(value)}
     known = ("loss", "perplexity", "bits_per_byte")
-    return {name: found[name] for name in [*filter(found.get, known), *sorted(found.keys() - {*known})]}
+    return {
+        name: found[name] for name in [*(name for name in known if name in found), *sorted(found.keys() - {*known})]
+    }
 
 
 def _results(revision: Revision) -> Iterator[EvalResult]:
@@ -178,4 +183,9 @@ def _start(
     chosen = (near or stable)[0 if near else -1]
     exact = chosen.name in with_optimizer
     ways = [*ways_on(chosen, repo, exact=exact)]
-    return {"name": chosen.name, "exact": exact, "ways": ways, "step": f"{chosen.step:,}"} if ways else None
+    recipe = is_recipe(command_of(revision))
+    return (
+        {"name": code(chosen.name), "exact": exact, "recipe": recipe, "ways": ways, "step": f"{chosen.step:,}"}
+        if ways
+        else None
+    )

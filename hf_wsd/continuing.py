@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,11 +17,20 @@ from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, total_for_fork
 from hf_wsd.lineage import Lineage
 from hf_wsd.revisions import Revision
 from hf_wsd.sameness import SHARING
-from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase, Segment
 from hf_wsd.settings import Settings
-from hf_wsd.told import SHAPING, flags_of, showable
+from hf_wsd.told import MODELS, flags_of, is_recipe, showable
 
+_USUAL = {  # of transformers: what the record holds, where it is another, is said
+    "per_device_train_batch_size": None,
+    "gradient_accumulation_steps": 1,
+    "seed": 42,
+    "data_seed": None,
+    "max_grad_norm": 1.0,
+    "label_smoothing_factor": 0.0,
+    "dataloader_num_workers": 0,
+    "torch_compile": False,
+}
 _PER_LINE = 108  # characters of a command's line, within a page's width
 
 
@@ -45,27 +55,38 @@ def ways_on(revision: Revision, repo: str, *, exact: bool) -> Iterator[Way]:
         repo: USER/NAME.
         exact: whether its optimizer state is published; without it the lr climbs to the peak once more.
     """
-    record, step = revision.record, revision.step
+    record, step, recipe = revision.record, revision.step, is_recipe(revision.family.identity.command)
     past = [end for end, kind in record.schedule.checkpoint_steps().items() if kind == "post-decay" and end <= step]
-    begin = past[-1] if past else 0
-    fraction = _fraction(record)
-    now = begin + total_for_fork(step - begin, fraction)
-    later = step + (now - begin)
-    ends = [now, now + (now - begin)] if exact else [later, later + (later - begin)]
-    asked: list[tuple[str, str, list[int]]] = []
-    if exact:
-        asked.append(("WSD, the decay starts at once", "wsd", [now]))
+    begin, fraction = past[-1] if past else 0, _fraction(record)
+    try:
+        length = total_for_fork(step - begin, fraction)
+    except WSDError:  # too early for a decay of that fraction
+        return
+    now, later = begin + length, step + length
+    first = now if exact else later
+    asked = [("WSD, the decay starts at once", "wsd", [now])] if exact else []
     asked.append(("WSD, the stable phase goes on, then a decay", "wsd", [later]))
-    asked.append(("WSD-S, a finished model at the end of each cycle", "wsd_s", [*past, *ends]))
-    for title, kind, budgets in asked:
-        kwargs = _kwargs(record, kind)
-        climb = {} if exact else {"rewarmup_at": step, "rewarmup_steps": _warmup(record).steps or 0}
-        schedule = None
-        with suppress(WSDError):
-            schedule = _schedule(record, kind, budgets, kwargs, {"decay_fraction": fraction} | climb)
-        if schedule and schedule.agrees_with(record.schedule, until=step) and len(set(record.peak_lrs)) == 1:
-            flags = _flags(revision, kind, budgets, kwargs, fraction) | _rewarmup(climb)
-            yield Way(title=title, command=_command(revision, f"{repo}@{revision.name}", flags))
+    asked.append(("WSD-S, a finished model at the end of each cycle", "wsd_s", [*past, first, 2 * first - begin]))
+    climb = {} if exact else {"rewarmup_at": step, "rewarmup_steps": _warmup(record).steps or 0}
+    for title, kind, ends in asked if len(set(record.peak_lrs)) == 1 else ():
+        plan = _Plan(kind=kind, ends=ends, fraction=fraction, shape=_shape(record, kind), kwargs=_kwargs(record, kind))
+        if not _has_past(plan, record, step, climb):
+            continue
+        if recipe:
+            yield Way(title=title, command=_with_recipe(revision, f"{repo}@{revision.name}", plan, climb))
+        elif exact and (script := _script(revision)):
+            yield Way(title=title, command=_with_script(revision, repo, script, plan))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is asked for: name of the schedule, steps at which its models end, settings that are not the default."""
+
+    kind: str
+    ends: list[int]
+    fraction: float
+    shape: str | None
+    kwargs: dict[str, Any]
 
 
 def _fraction(record: Lineage) -> float:
@@ -92,9 +113,8 @@ def _kwargs(record: Lineage, kind: str) -> dict[str, Any]:
         kwargs["warmup_start"] = warmup.start
     if warmup.steps and warmup.shape != "linear":
         kwargs["warmup_type"] = warmup.shape
-    if falls and falls[0].shape_params:
-        kwargs["decay_params"] = dict(falls[0].shape_params)
-    return kwargs
+    params = dict(falls[0].shape_params) if falls else record.settings.get("decay_params") if kind == "wsd" else None
+    return kwargs | ({"decay_params": params} if params else {})
 
 
 def _shape(record: Lineage, kind: str) -> str | None:
@@ -106,48 +126,73 @@ def _shape(record: Lineage, kind: str) -> str | None:
     return str(asked) if asked else None
 
 
-def _schedule(
-    record: Lineage, kind: str, budgets: list[int], kwargs: Mapping[str, Any], settings: dict[str, Any]
-) -> Schedule:
-    if kind == "wsd_s":
-        settings = settings | {"cycle_ends": budgets}
-    if shape := _shape(record, kind):
-        settings = settings | {"decay_type": shape}
-    return build_schedule(
-        kind,
-        num_training_steps=budgets[-1],
-        num_warmup_steps=_warmup(record).steps or 0,
-        kwargs=kwargs,
-        settings=Settings.make(**settings),
-    )
+def _has_past(plan: _Plan, record: Lineage, step: int, climb: Mapping[str, int]) -> bool:
+    """Whether the schedule that is asked for is the record's own up to its step; any other would be refused."""
+    settings: dict[str, Any] = {"decay_fraction": plan.fraction, "decay_type": plan.shape, **climb}
+    settings |= {"cycle_ends": plan.ends} if plan.kind == "wsd_s" else {}
+    with suppress(WSDError):
+        asked = build_schedule(
+            plan.kind,
+            num_training_steps=plan.ends[-1],
+            num_warmup_steps=_warmup(record).steps or 0,
+            kwargs=plan.kwargs,
+            settings=Settings.make(**{name: value for name, value in settings.items() if value is not None}),
+        )
+        return asked.agrees_with(record.schedule, until=step)
+    return False
 
 
-def _flags(
-    revision: Revision, kind: str, budgets: list[int], kwargs: Mapping[str, Any], fraction: float
-) -> dict[str, str]:
-    """The flags of the recipe: what is asked for, then what the trunk was trained with."""
+def _with_recipe(revision: Revision, spec: str, plan: _Plan, climb: Mapping[str, int]) -> str:
+    flags = {"fork_from": spec, "output_dir": "runs/mine"}
+    flags |= {"lr_scheduler_type": plan.kind} if plan.kind != "wsd" else {}
+    flags["budgets"] = " ".join(map(str, plan.ends))
+    flags |= {"rewarmup_steps": str(climb["rewarmup_steps"])} if climb else {}
+    flags |= {"decay_fraction": str(plan.fraction)} if plan.fraction != DEFAULT_DECAY_FRACTION else {}
+    flags |= {"decay_type": plan.shape} if plan.shape else {}
+    flags |= {"lr_scheduler_kwargs": json.dumps(plan.kwargs)} if plan.kwargs else {}
+    length = sequence_length(revision.record)
+    flags |= _trained_with(revision) | ({"block_size": str(length)} if length else {})
+    if any(name in flags for name in MODELS):  # the model's config and tokenizer are in the repository
+        repo = spec.partition("@")[0]
+        flags = {name: value for name, value in flags.items() if name not in MODELS}
+        flags |= {"config_name": repo, "tokenizer_name": repo}
+    return _command(f"{_launcher(revision)} recipes/pretrain.py", flags)
+
+
+def _with_script(revision: Revision, repo: str, script: str, plan: _Plan) -> str:
+    """The same with the script that trained the trunk, which has no --fork_from."""
+    folder = f"runs/fetched/checkpoint-{revision.step}"  # not the output folder: a branch in its trunk's is refused
+    kwargs = plan.kwargs | {"decay_fraction": plan.fraction} | ({"decay_type": plan.shape} if plan.shape else {})
+    kwargs |= {"cycle_ends": plan.ends} if plan.kind == "wsd_s" else {}
+    flags = {"output_dir": "runs/mine", "resume_from_checkpoint": folder, "lr_scheduler_type": plan.kind}
+    flags |= {"lr_scheduler_kwargs": json.dumps(kwargs), "max_steps": str(plan.ends[-1])} | _trained_with(revision)
+    fetched = _command(f"hf download {shlex.quote(repo)}", {"revision": revision.name, "local-dir": folder})
+    return fetched + "\n" + _command(f"{_launcher(revision)} -m hf_wsd {shlex.quote(script)}", flags)
+
+
+def _script(revision: Revision) -> str | None:
+    """The name of the trunk's own script."""
+    command = revision.family.identity.command
+    scripts = [os.path.basename(word) for word in command.argv if word.endswith(".py")] if command else []
+    return scripts[0] if scripts and scripts[0].isprintable() else None
+
+
+def _launcher(revision: Revision) -> str:
+    world_size = revision.record.setup.get("world_size")
+    several = isinstance(world_size, int) and world_size > 1
+    return f"accelerate launch --num_processes {world_size}" if several else "accelerate launch"
+
+
+def _trained_with(revision: Revision) -> dict[str, str]:
+    """Flags that must be the trunk's, or the run would be refused."""
     record = revision.record
-    flags = {} if kind == "wsd" else {"lr_scheduler_type": kind}
-    flags["budgets"] = " ".join(map(str, budgets))
-    if fraction != DEFAULT_DECAY_FRACTION:
-        flags["decay_fraction"] = f"{fraction!r}"
-    if shape := _shape(record, kind):
-        flags["decay_type"] = shape
-    if kwargs:
-        flags["lr_scheduler_kwargs"] = json.dumps(dict(kwargs))
-    flags["learning_rate"] = f"{record.peak_lrs[0]!r}"
-    flags["warmup_steps"] = str(_warmup(record).steps or 0)
-    setup = record.setup
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"):
-        if isinstance(setup.get(name), int) and setup[name] != {"gradient_accumulation_steps": 1, "seed": 42}.get(name):
-            flags[name] = str(setup[name])
-    if length := sequence_length(record):
-        flags["block_size"] = str(length)
-    return flags | {name: value for name, value in _shaping(revision).items() if name not in flags}
-
-
-def _shaping(revision: Revision) -> dict[str, str]:
-    return showable(flags_of(revision.family.identity.command), SHAPING)
+    flags = {"learning_rate": str(record.peak_lrs[0]), "warmup_steps": str(_warmup(record).steps or 0)}
+    for name, usual in _USUAL.items():
+        if record.setup.get(name, usual) not in (usual, None):
+            flags[name] = str(record.setup[name])
+    if record.setup.get("precision") in ("bf16", "fp16"):
+        flags[str(record.setup["precision"])] = "True"
+    return showable(revision.family.identity.command) | flags
 
 
 def sequence_length(record: Lineage) -> int | None:
@@ -159,22 +204,12 @@ def sequence_length(record: Lineage) -> int | None:
     return record.tokens_per_step // samples
 
 
-def _rewarmup(climb: Mapping[str, int]) -> dict[str, str]:
-    return {"rewarmup_steps": str(climb["rewarmup_steps"])} if climb else {}
-
-
-def _command(revision: Revision, spec: str, flags: Mapping[str, str]) -> str:
-    world_size = revision.record.setup.get("world_size")
-    launcher = "accelerate launch"
-    if isinstance(world_size, int) and world_size > 1:
-        launcher += f" --num_processes {world_size}"
-    words = [f"{launcher} recipes/pretrain.py", f"--fork_from {shlex.quote(spec)}", "--output_dir runs/mine"]
-    several = ("budgets",)  # a list of words
+def _command(start: str, flags: Mapping[str, str]) -> str:
+    """Flags after a command, on lines of a page's width."""
+    lines = [start]
     for name, value in flags.items():
-        quoted = value if name in several else shlex.quote(value) if value else ""
-        words.append(f"--{name} {quoted}".rstrip())
-    lines = [words[0]]
-    for word in words[1:]:
+        quoted = value if name == "budgets" else shlex.quote(value) if value else ""  # budgets are words of their own
+        word = f"--{name} {quoted}".rstrip()
         if len(lines[-1]) + len(word) < _PER_LINE:
             lines[-1] += f" {word}"
         else:

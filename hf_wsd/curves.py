@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,13 @@ def training_curve(revision: Revision) -> dict[str, Any]:
 
     Numbers and phases alone; what was no number is None; timings are left out.
     """
-    rows: dict[int, dict[str, Any]] = {}
+    rows, name = dict[int, dict[str, Any]](), cache(clean)
     for one in stretches(revision):
         for logged in one.run.history:
             step = int(logged["step"])
             if one.first < step <= one.last or step == one.first == 0:
                 row = rows.setdefault(step, {"step": step})
-                row |= {clean(key): number for key, value in logged.items() for number in _plain(key, value)}
+                row |= {name(key): number for key, value in logged.items() for number in _plain(key, value)}
     return {"revision": revision.name, "rows": [rows[step] for step in sorted(rows) if len(rows[step]) > 1]}
 
 
@@ -97,11 +98,14 @@ def _draw_lr(ax: Any, revision: Revision, per_step: int) -> None:
     for start, end, segment in schedule.spans():
         last = min(end or revision.step, revision.step)
         if start < last:
-            steps = sorted({max(start - 1, 0), *range(start, last, 1 + (last - start) // POINTS), last - 1})
+            falls = segment.phase is Phase.DECAY
+            begin = start if falls else max(start - 1, 0)  # a restart is drawn as a rise, not as part of the decay
+            stop = last if not falls or last == revision.step else last - 1
+            steps = sorted({*range(begin, stop, 1 + (stop - begin) // POINTS), start, stop})
             ax.plot(
                 [step * per_step for step in steps],
                 [schedule(step) * (peak or 1) for step in steps],
-                color=DECAY if segment.phase is Phase.DECAY else TRUNK,
+                color=DECAY if falls else TRUNK,
                 linewidth=2,
             )
     ax.set_ylabel("learning rate" if peak else "lr / peak lr")
@@ -119,7 +123,8 @@ def _draw_losses(ax: Any, revision: Revision, per_step: int) -> None:
     if evaluated := series["eval_loss"]:
         ax.plot(*_over(evaluated, per_step), color=TRUNK, linewidth=2, label="evaluation loss")
         decay = [pair for pair in evaluated if phase(max(pair[0] - 1, 0)) is Phase.DECAY]
-        ax.plot(*_over(decay, per_step), "o", color=DECAY, markersize=5, label="in a decay")
+        if decay:
+            ax.plot(*_over(decay, per_step), "o", color=DECAY, markersize=5, label="in a decay")
     shown = [value for points in series.values() for step, value in points if step > _STEEP * revision.step]
     if len(set(shown)) > 1:
         margin = 0.08 * (max(shown) - min(shown))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import TrainerControl, TrainerState
 
 from hf_wsd.checkpoint import check_checkpoint, weights_alone
 from hf_wsd.errors import CheckpointError, SettingsError
@@ -21,7 +21,11 @@ from hf_wsd.segment import Phase
 
 STATE = "trainer_state.json"  # has the step: Trainer skips the data up to it
 _NO_CHECKPOINT = (".gitattributes", "README.md", "schedule.png", "curve.json")  # beside it, for readers
-_BROKEN = (OSError, RuntimeError, *HfHubHTTPError.__bases__)  # also the errors of the HTTP library, whichever it is
+_BROKEN: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    *HfHubHTTPError.__bases__,
+)  # also the errors of the HTTP library, whichever it is
 _SPEC = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
@@ -84,7 +88,8 @@ def _finish(new: Path, spec: str, files: set[str], *, parent: str) -> Path:
     record = Lineage.read(new)
     if STATE not in files:
         batch = record.setup.get("per_device_train_batch_size", 1)  # Trainer compares it, and divides it without a look
-        (new / STATE).write_text(json.dumps({"global_step": record.step, "train_batch_size": batch}))
+        state = {"global_step": record.step, "train_batch_size": batch, "stateful_callbacks": [TrainerControl()]}
+        TrainerState(**state).save_to_json(str(new / STATE))
     try:
         missing = sorted(name for name in files if not (new / name).exists())
         problem = f"no {', '.join(missing)}" if missing else ""

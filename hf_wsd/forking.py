@@ -122,6 +122,7 @@ def fork(
         losses={},
         decay_data={},
         arguments=tuple(arguments),
+        command=record.command or latest.command,  # what was fetched from a hub has none
         optimizer=dict(optimizer or {}),
         sameness={"allowed": sorted(check_names(allow))} if allow else {},
     )

@@ -28,6 +28,7 @@ from hf_wsd.history import append_history, cut_history, losses_of, read_history
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.lock import ORPHANS, has_lock, release, take_lock
 from hf_wsd.mending import announce, conclude, finish_saves, link_checkpoint, make_way
+from hf_wsd.pushing import Pusher
 from hf_wsd.room import why_no_room
 
 logger = logging.get_logger(__name__)
@@ -42,13 +43,22 @@ class Keeper:
         base: the record that all checkpoints of the run share.
         kinds: the steps whose checkpoints are kept for good, and why.
         prefix: of the checkpoints' names; Trainer's is "checkpoint-".
+        pusher: is told of each decayed model.
     """
 
-    def __init__(self, run: Path, base: Lineage, kinds: Mapping[int, str], *, prefix: str = "checkpoint-") -> None:
+    def __init__(
+        self,
+        run: Path,
+        base: Lineage,
+        kinds: Mapping[int, str],
+        *,
+        prefix: str = "checkpoint-",
+        pusher: Pusher | None = None,
+    ) -> None:
         self.run = run
         self.base = base
         self.kinds = kinds
-        self._prefix = prefix
+        self._prefix, self._pusher = prefix, pusher
         self._owed: dict[Path, Callable[[], None]] = {}
         self._rows: list[Mapping[str, Any]] = []  # that could not be written yet
         self._size = 0  # bytes of the newest checkpoint
@@ -181,6 +191,8 @@ class Keeper:
             if at is None:
                 conclude(own)
                 self._size = used_bytes(own)
+            if keep and self._pusher and self.kinds.get(step) == "post-decay":
+                self._pusher.push()
 
         self._owed[at or own] = write
         for checkpoint in list(self._owed):

@@ -85,7 +85,7 @@ def publish(
 def _send(chosen: Sequence[Revision], page: Page, **options: Any) -> list[Any]:
     """Talk to the hub, about which `--status` need not know anything."""
     from huggingface_hub import get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from hf_wsd.hub import Hub
     from hf_wsd.sending import send

@@ -48,6 +48,7 @@ NAMES = {  # what `allow` takes: the level that a difference leaves, and what di
     "torch": (SAME_SAMPLES, "version"),
     "transformers": (SAME_SAMPLES, "version"),
     "accelerate": (SAME_SAMPLES, "version"),
+    "push_every_save": (BITWISE, "Trainer's own pushes: every save, to main"),
 }
 _SAID_ALREADY = ("decay_data", "moved_data", "optimizer_state")
 SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")

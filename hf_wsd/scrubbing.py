@@ -89,7 +89,7 @@ def _clean_text(text: str) -> str:
     text = SECRET_VALUE.sub("hf_***", text)
     text = _PATH.sub(lambda found: _last_part(found[0]), text)
     for name in _names():
-        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "user", text)
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "user", text)
     return text
 
 

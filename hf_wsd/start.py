@@ -205,7 +205,7 @@ def _fitting_plan(
 def _without_lost(plan: Plan, job: Job) -> Plan:
     """The plan without decays whose fork points could not be saved, which is told; what is new must not be too late."""
     saved, before = saved_checkpoints(job.folder), _record_before(job)
-    lost = [decay for decay in plan.decays if decay.fork < job.step and decay.fork not in saved]
+    lost = [decay for decay in plan.decays if decay.fork <= job.step and decay.fork not in saved]
     for decay in lost:
         why = (
             f"budget {decay.requested} needs a checkpoint at step {decay.fork}, which is past (step {job.step}) and "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -17,13 +16,13 @@ from hf_wsd.scrubbing import clean
 
 EMBEDDED = "the corpus embedded in hf_wsd"
 SHAPING = (  # flags that shape a model, and that a record does not hold
+    *("preset", "config_name", "config_overrides", "model_name_or_path"),
     *("dataset_name", "dataset_config_name", "train_file", "validation_file", "streaming", "text_column"),
     *("block_size", "validation_percent", "tokenizer_name", "max_eval_blocks"),
     *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "torch_compile"),
-    *("num_train_epochs",),
 )
-FILES = ("train_file", "validation_file")
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+MODELS = ("config_name", "model_name_or_path", "tokenizer_name")
+PLACES = (*MODELS, "dataset_name", "train_file", "validation_file")
 _FILE = re.compile(r".*\.(txt|jsonl?|csv|parquet|ya?ml|arrow|gz|zst)", re.IGNORECASE)
 
 
@@ -35,7 +34,8 @@ def flags_of(command: Command | None) -> dict[str, str]:
     for text in command.files.values():
         with suppress(yaml.YAMLError):
             table = yaml.safe_load(text)
-            found |= {str(key): str(value) for key, value in table.items()} if isinstance(table, Mapping) else {}
+            pairs = table.items() if isinstance(table, Mapping) else ()
+            found |= {str(key): str(value) for key, value in pairs if isinstance(value, (str, int, float))}
     name = None
     for word in command.argv:
         if word.startswith("--"):
@@ -59,7 +59,14 @@ def is_recipe(command: Command | None) -> bool:
 
 def hub_id(name: str | None, command: Command | None) -> str | None:
     """The name if it is one of the hub: a local folder or file is none, nor is what nobody can tell from one."""
-    if not name or command is None or not _ID.fullmatch(name) or _FILE.fullmatch(name):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if not name or command is None or _FILE.fullmatch(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
         return None
     folder = Path(command.cwd)
     return name if folder.is_dir() and not (folder / name).exists() else None
@@ -89,10 +96,11 @@ def last_part(name: str, known: str | None = None) -> str:
     return known or re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
-def showable(flags: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """Those of the flags that can be repeated elsewhere: printable, files without folders."""
-    shown: dict[str, Any] = {}
-    for name in names:
+def showable(command: Command | None) -> dict[str, str]:
+    """The flags that shape a model as others can repeat them: printable, files and folders by their last part."""
+    flags, shown = flags_of(command), dict[str, str]()
+    for name in SHAPING:
         if name in flags and flags[name].isprintable():
-            shown[name] = last_part(flags[name]) if name in FILES else clean(flags[name])
+            value = flags[name]
+            shown[name] = last_part(value, hub_id(value, command)) if name in PLACES else clean(value)
     return shown

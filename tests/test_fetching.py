@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hub_server import HubServer
 from test_recipe import TINY, pretrain_here
 from trainer_runs import ROOT, same_weights
 
-from hf_wsd.errors import SettingsError
+from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.family import read_run
 from hf_wsd.fetching import read_spec
 from hf_wsd.lineage import RECORD, Lineage
@@ -27,9 +28,9 @@ import sys
 from pathlib import Path
 from hf_wsd.errors import WSDError
 from hf_wsd.fetching import fetch
-for spec in sys.argv[2:]:
+for spec in sys.argv[3:]:
     try:
-        print(fetch(spec, Path(sys.argv[1])))
+        print(fetch(spec, Path(sys.argv[1]), anew=sys.argv[2] == "anew"))
     except WSDError as error:
         print(error)
 """
@@ -83,9 +84,10 @@ def pretrain(server, folder, *flags, revision=STABLE, start=()):
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def fetch(server, folder, *revisions):
+def fetch(server, folder, *revisions, anew=False):
     """What `fetch` gives for revisions of the repository, one after the other: a path or an error."""
-    return run(server, "-c", FETCH, folder, *(f"{REPO}@{revision}" for revision in revisions)).stdout.splitlines()
+    specs = [f"{REPO}@{revision}" for revision in revisions]
+    return run(server, "-c", FETCH, folder, "anew" if anew else "exactly", *specs).stdout.splitlines()
 
 
 def losses(folder):
@@ -95,10 +97,16 @@ def losses(folder):
 # --- the spec ---
 
 
-@pytest.mark.parametrize("spec", ["me/small", "small@main", "me/small@", "https://hub/me/small@main", "me/small@a b"])
+@pytest.mark.parametrize("spec", ["me/small", "small@main", "me/small@", "https://hub/me/small@main"])
 def test_spec_that_is_none_is_refused_with_an_example(spec):
     with pytest.raises(SettingsError, match="write USER/NAME@REVISION, such as me/small@stable-step800"):
         read_spec(spec)
+
+
+def test_two_places_to_start_from_are_refused(tmp_path):
+    flags = ("--fork_from", "me/small@main", "--resume_from_checkpoint", "elsewhere", "--budgets", "20")
+    with pytest.raises(SettingsError, match="are two places to start from: keep one"):
+        pretrain_here(tmp_path / "mine", *flags)
 
 
 # --- from a revision with its optimizer state ---
@@ -116,10 +124,44 @@ def test_branch_of_a_published_fork_point_has_the_bits_of_a_local_one(tmp_path, 
 
 
 @pytest.mark.slow
-def test_longer_trunk_goes_on_to_the_bits_of_a_straight_one(tmp_path, hub, local):
-    status, told = pretrain(hub, tmp_path / "mine", "--trunk", "--budgets", "5.12K", "7.68K")
+def test_longer_trunk_and_its_branches_have_the_bits_of_those_at_home(tmp_path, hub, local):
+    mine = tmp_path / "mine"
+    fetch(hub, mine / "_fetched", STABLE)
+    pretrain_here(mine, "--fork_from", f"{REPO}@{STABLE}", "--budgets", "5.12K", "7.68K")  # forks at 30 and 45
+    branch = mine / "_branches" / "30-1-sqrt-10" / "checkpoint-40"
+    assert read_run(mine).latest.intent == "extend"
+    assert same_weights(mine / "checkpoint-45", local / "trunk" / "checkpoint-45")
+    assert same_weights(branch, local / "branch" / "checkpoint-40")
+
+
+@pytest.mark.slow
+def test_trunk_from_a_fork_point_can_be_decayed_there(tmp_path, hub, local):
+    mine = tmp_path / "mine"
+    fetch(hub, mine / "_fetched", STABLE)
+    ran = pretrain(hub, mine, "--trunk", "--budgets", "5.12K", "7.68K")
+    decayed = run(hub, "-m", "hf_wsd.cli", "decay", mine, "--at", 30, "--decay-steps", 10)
+    assert (ran[0], decayed.returncode) == (0, 0), ran[1] + decayed.stderr
+    assert same_weights(mine / "_branches" / "30-1-sqrt-10" / "checkpoint-40", local / "branch" / "checkpoint-40")
+
+
+@pytest.mark.slow
+def test_second_process_asks_the_hub_for_nothing(tmp_path, hub):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    half = ("--per_device_train_batch_size", "2", "--allow", "world_size", "per_device_train_batch_size", "threads")
+    status, told = pretrain(hub, tmp_path / "mine", "--budgets", "5.12K", *half, start=torchrun)
     assert status == 0, told
-    assert same_weights(tmp_path / "mine" / "checkpoint-45", local / "trunk" / "checkpoint-45")
+    assert len(hub.requests) == len(set(hub.requests))
+    assert read_run(tmp_path / "mine").latest.sameness["level"] == "same samples"
+
+
+@pytest.mark.slow
+def test_run_that_left_another_fork_point_is_not_gone_on_with(tmp_path, hub):
+    fetch(hub, tmp_path / "mine" / "_fetched", STABLE)
+    fetch(hub, tmp_path / "mine" / "_fetched", BARE, anew=True)
+    flags = ("--budgets", "5.12K")
+    pretrain_here(tmp_path / "mine", "--fork_from", f"{REPO}@{STABLE}", *flags)
+    with pytest.raises(RunError, match=f"was begun from {REPO}@[0-9a-f]+, not from {REPO}@{BARE}"):
+        pretrain_here(tmp_path / "mine", "--fork_from", f"{REPO}@{BARE}", *flags, "--rewarmup_steps", "0")
 
 
 # --- without ---
@@ -147,24 +189,39 @@ def test_new_optimizer_has_the_data_of_the_trunk_and_the_lrs_asked_for(tmp_path,
     assert (mine.latest.schedule.total_steps, mine.latest.tokens) == (40, 40 * 128)
 
 
+@pytest.mark.slow
+def test_repeated_command_does_not_climb_again(tmp_path, hub):
+    flags = ("--fork_from", f"{REPO}@{BARE}", "--rewarmup_steps", "5", "--trunk")
+    fetch(hub, tmp_path / "whole" / "_fetched", BARE, anew=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "begun")
+    whole = pretrain_here(tmp_path / "whole", *flags, "--budgets", "5.12K", "7.68K")
+    begun = pretrain_here(tmp_path / "begun", *flags, "--budgets", "5.12K")
+    pretrain_here(begun, *flags, "--budgets", "5.12K", "7.68K")
+    assert same_weights(begun / "checkpoint-45", whole / "checkpoint-45")
+    latest = read_run(begun).latest
+    assert (latest.intent, latest.sameness["changes"]) == (
+        "extend",
+        {"optimizer_state": "trained -> new at step 15"},
+    )
+
+
 # --- fetching ---
 
 
 @pytest.mark.slow
 def test_download_that_broke_off_leaves_no_checkpoint_and_goes_on(tmp_path, hub):
-    hub.fault(12, "drop", forever=True)
+    hub.fault(20, "drop", lasting=True)
     (told,) = fetch(hub, tmp_path, STABLE)
-    assert "could not be fetched" in told
-    assert not list(tmp_path.glob("*/checkpoint-*"))
-    before = {path for method, path in hub.requests[:11] if method == "GET" and "resolve" in path}
+    came = {path for method, path in hub.requests[:19] if method == "GET" and "/resolve/" in path}
+    assert ("could not be fetched" in told, list(tmp_path.glob("*/checkpoint-*"))) == (True, [])
     hub.heal()
     begin = len(hub.requests)
     (path,) = fetch(hub, tmp_path, STABLE)
-    assert before.isdisjoint(path for method, path in hub.requests[begin:] if method == "GET")
-    assert {file.name for file in Path(path).iterdir()} == hub.files(REPO, STABLE).keys() - {
-        ".gitattributes",
-        "README.md",
-    }
+    again = came & {path for method, path in hub.requests[begin:] if method == "GET"}
+    assert (len(came) > 1, again) == (True, set())
+    there = {file.name: file.read_bytes() for file in Path(path).iterdir() if file.name != RECORD}
+    assert there == {name: content for name, content in hub.files(REPO, STABLE).items() if name in there}
+    assert {*STATE, "model.safetensors"} <= there.keys()
 
 
 @pytest.mark.slow
@@ -180,3 +237,5 @@ def test_revision_that_cannot_be_gone_on_from_says_why(tmp_path, hub):
     assert told[0].startswith(f"{REPO} has no revision stable-step31: did you mean '{STABLE}'? Fork points: ")
     assert told[1] == f"{REPO}@other has no wsd.json: it is no revision that `hf-wsd publish` has made"
     assert "at step 40: fork from a stable- revision" in told[2]
+    (told,) = fetch(hub, tmp_path, STABLE, anew=True)
+    assert "has its optimizer state, so the run goes on from it exactly: leave --rewarmup_steps out" in told

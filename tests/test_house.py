@@ -60,6 +60,7 @@ TRAINER = [
     "machine",
     "randomness",
     "probe",
+    "pushing",
     "samples",
     "moved",
     "keeper",
