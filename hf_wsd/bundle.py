@@ -100,7 +100,7 @@ def make_bundle(revision: Revision, page: Page, folder: Path) -> dict[str, File]
     schedule_picture(revision, folder / "schedule.png")
     states = page.with_optimizer
     card = make_card(revision, page.siblings, repo=page.repo, with_optimizer=states, license=page.license)
-    (folder / "README.md").write_text(clean(str(card), keep=page.repo), encoding="utf-8")
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
     return {file.name: _file(file) for file in sorted(folder.iterdir())}
 
 
@@ -153,6 +153,10 @@ def verify(revision: Revision, folder: Path) -> float | None:
 def _load(revision: Revision, folder: Path) -> Any:
     import transformers
 
+    if not (folder / "config.json").exists():
+        raise PublishError(
+            f"{revision.checkpoint} has no config.json: save the model's config there, and its tokenizer"
+        )
     config = json.loads((folder / "config.json").read_text())
     architecture = (config.get("architectures") or [""])[0]
     factory = getattr(transformers, architecture, transformers.AutoModel)

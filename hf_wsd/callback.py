@@ -21,7 +21,7 @@ from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
-from hf_wsd.probe import probe
+from hf_wsd.probe import make_known
 from hf_wsd.pushing import take_over
 from hf_wsd.randomness import Randomness, start_workers_unseen
 from hf_wsd.ranks import from_main
@@ -275,7 +275,8 @@ class WSDCallback(TrainerCallback):
             return
         PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
         if state.is_world_process_zero:
-            known_by = probe(kwargs["model"]) if state.global_step in self._start.kinds else None
+            own = self._keeper.checkpoint(state.global_step)
+            known_by = make_known(own, **kwargs) if state.global_step in self._start.kinds else None
             self._keeper.save(state.global_step, probe=known_by, **self._now(state))
         self._live.saved()
         if self._ends:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from copy import copy
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 
 LENGTH = 64  # token ids, or as many as the model has positions for
+
+
+def make_known(checkpoint: Path, *, model: Any, processing_class: Any = None, **_: Any) -> float | None:
+    """What a checkpoint needs to be published later: config and tokenizer beside its weights; returns its `probe`.
+
+    Trainer leaves both out of FSDP's sharded checkpoints.
+    """
+    with suppress(OSError, AttributeError):  # no room, or no model of transformers: publishing says what is missing
+        if not (checkpoint / "config.json").exists():
+            config = copy(model.config)
+            config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard puts it there
+            config.save_pretrained(checkpoint)
+            if processing_class is not None:
+                processing_class.save_pretrained(checkpoint)
+    return probe(model)
 
 
 def probe(model: Any) -> float | None:

@@ -8,17 +8,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_wsd.bundle import Page
 from hf_wsd.disk import show_bytes
 from hf_wsd.errors import PublishError, unknown
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import Length
 from hf_wsd.lineage import BRANCHES
 from hf_wsd.revisions import Revision, revisions
+
+if TYPE_CHECKING:
+    from hf_wsd.bundle import Page
+    from hf_wsd.sending import Sent
 
 _ALL = "all"
 _SHOWN = ("commit", "tag", "failed", "at")
@@ -43,28 +46,23 @@ def publish(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also what somebody else has changed.")] = False,
     attempts: Annotated[int, typer.Option(min=1, help="How often to try where the connection breaks.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and commits.")] = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="List what is on the hub and what failed.")
-    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="List what is on the hub and what failed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Publish RUN's decayed models, each as a revision of one repository; a repeated command sends what changed."""
-    from hf_wsd.sending import Book, told
+    from hf_wsd.bundle import Page
+    from hf_wsd.sending import Book
 
     family, own = _family(run)
     book = Book.read(family.path)
-    repo = _repo(repo, book, family)
-    known = book.get(repo, {})
-    points = _fork_points(family, stable)
-    siblings = revisions(family, stable=None if points is None else {*points, *_published_before(known, family)})
+    known = book.get(repo := _repo(repo, book, family), {})
+    siblings, new = _siblings(family, stable, known)
     if status:
         return _show_status(siblings, known, repo, as_json=as_json)
-    new = {found.name for found in siblings if found.kind == "stable" and (points is None or found.step in points)}
-    before = {name for name, entry in known.items() if "optimizer.pt" in entry.get("content", {})}
     page = Page(
         repo=repo,
         siblings=siblings,
-        with_optimizer=before | (new if with_optimizer else set()),
+        with_optimizer=_states_before(known) | (new if with_optimizer else set()),
         license=license or next((entry["license"] for entry in known.values() if entry.get("license")), None),
         include=include or (),
         exclude=exclude or (),
@@ -74,16 +72,33 @@ def publish(
     if as_json:
         print(json.dumps({"repo": repo, "dry_run": dry_run, "revisions": [one.to_dict() for one in sent]}, indent=1))
     elif dry_run:
-        for one in sent:
-            print(told(one, repo))
-            for name, file in one.change.added.items():
-                print(f"  {name}  {show_bytes(file.size)}")
+        print("\n".join(_listed(sent, repo)))
     for unfinished in _unfinished(family):
         print(f"not published: {unfinished}", file=sys.stderr)
 
 
+def _listed(sent: Sequence[Sent], repo: str) -> Iterator[str]:
+    for one in sent:
+        yield one.told(repo)
+        yield from (f"  {name}  {show_bytes(file.size)}" for name, file in one.change.added.items())
+
+
+def _siblings(
+    family: Run, stable: Sequence[str] | None, known: Mapping[str, Any]
+) -> tuple[tuple[Revision, ...], set[str]]:
+    """All revisions that are or will be on the hub, and the names of the fork points that were asked for now."""
+    points = _fork_points(family, stable)
+    siblings = revisions(family, stable=None if points is None else {*points, *_published_before(known, family)})
+    fork_points = (found for found in siblings if found.kind == "stable")
+    return siblings, {found.name for found in fork_points if points is None or found.step in points}
+
+
+def _states_before(known: Mapping[str, Any]) -> set[str]:
+    """The revisions that have been published with their optimizer state."""
+    return {name for name, entry in known.items() if "optimizer.pt" in entry.get("content", {})}
+
+
 def _send(chosen: Sequence[Revision], page: Page, **options: Any) -> list[Any]:
-    """Talk to the hub, about which `--status` need not know anything."""
     from huggingface_hub import get_token
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

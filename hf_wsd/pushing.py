@@ -111,7 +111,7 @@ def take_over(args: TrainingArguments, settings: Settings) -> Pusher | None:
                 f"its decay ends, and the longest to main; --allow {EVERY_SAVE} pushes every save all the same"
             )
         args.push_to_hub = False  # for Trainer, and for the last lines of a script
-        logger.warning(f"hf_wsd: each decayed model goes to its revision of {args.hub_model_id}, the longest to main too")
+        logger.warning(f"hf_wsd: decayed models go to revisions of {args.hub_model_id}, the longest to main too")
     if args.hub_private_repo is None:
         logger.warning("hf_wsd: a repository that Trainer makes is private with --hub_private_repo True alone")
     private = args.hub_private_repo is not False

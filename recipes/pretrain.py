@@ -109,6 +109,8 @@ class PretrainingArguments(TrainingArguments):
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints that a resume may use."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints beside the kept fork points."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: each decayed model, at its end."})
+    hub_private_repo: bool | None = field(default=True, metadata={"help": "A repository that is made is private."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
 

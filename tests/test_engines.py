@@ -26,10 +26,12 @@ from trainer_runs import FAMILY, FLAGS, ROOT, SCRIPT, command, same_weights, tra
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from hf_wsd.builders import wsd
+from hf_wsd.bundle import Page, make_bundle, verify
 from hf_wsd.checkpoint import check_checkpoint
 from hf_wsd.errors import CheckpointError, RunError
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Lineage
+from hf_wsd.revisions import revisions
 from hf_wsd.running import read_launcher
 from hf_wsd.scheduler import WSDScheduler
 
@@ -206,6 +208,18 @@ def test_checkpoint_that_lost_a_part_is_found_damaged(trained, tmp_path):
         (damaged / part).unlink()
         with pytest.raises(CheckpointError):
             check_checkpoint(damaged)
+
+
+@pytest.mark.slow
+def test_decayed_model_can_be_published_and_loses_what_it_did_under_data_parallel(trained, data_parallel, tmp_path):
+    found = []
+    for run in (trained.run, data_parallel):
+        (revision,) = revisions(read_run(run))
+        folder = tmp_path / run.name / str(len(found))
+        folder.mkdir(parents=True)
+        make_bundle(revision, Page(repo="user/family", siblings=(revision,)), folder)
+        found.append(verify(revision, folder))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.slow

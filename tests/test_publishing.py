@@ -13,7 +13,7 @@ import pretrain
 import pytest
 from hub_server import HubServer
 from test_recipe import TINY
-from trainer_runs import ROOT, command_line
+from trainer_runs import ROOT, command_line, same_weights
 
 from hf_wsd.bundle import Page, make_bundle, verify
 from hf_wsd.errors import PublishError
@@ -23,6 +23,7 @@ from hf_wsd.lineage import Lineage
 from hf_wsd.revisions import revisions
 
 REPO = "tester/family"
+FAMILY = ("--budgets", "20", "40", "--decay_fraction", "0.25", "--disable_tqdm", "True")
 DECAYS = {"decay-step20-tokens2.6K": 20, "decay-step40-tokens5.1K": 40}
 STABLE = "stable-step30-tokens3.8K"
 
@@ -31,8 +32,7 @@ STABLE = "stable-step30-tokens3.8K"
 def trained(tmp_path_factory):
     """A family by the recipe: fork points 15 and 30, decays to 20 and 40."""
     run = tmp_path_factory.mktemp("somebodys-folder") / "run"
-    family = ("--budgets", "20", "40", "--decay_fraction", "0.25", "--disable_tqdm", "True")
-    with command_line("pretrain.py", "--output_dir", run, *TINY, *family):
+    with command_line("pretrain.py", "--output_dir", run, *TINY, *FAMILY):
         pretrain.main()
     return run
 
@@ -176,6 +176,58 @@ def test_what_somebody_else_has_changed_is_not_overwritten(run, hub):
     assert "main: failed" in publish(hub, run, "--status").stdout
     publish(hub, run, "--overwrite")
     assert hub.files(REPO, "main") == hub.files(REPO, [*DECAYS][-1])
+
+
+# --- at the end of a decay ---
+
+
+PUSH = ("--push_to_hub", "True", "--hub_model_id", REPO, "--learning_rate", "1e-2")
+
+
+def pretrain_there(hub, run, *flags):
+    """A family by the recipe in a process that sees the hub."""
+    argv = [sys.executable, ROOT / "recipes" / "pretrain.py", "--output_dir", run, *TINY, *FAMILY, *flags]
+    return subprocess.run(
+        [*map(str, argv)], env=hub.environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_each_decayed_model_is_pushed_when_its_decay_ends(hub, tmp_path):
+    done = pretrain_there(hub, tmp_path / "run", *PUSH)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {*hub.refs(REPO)} == {"main", *DECAYS, *(f"{name}-v1" for name in DECAYS)}
+    assert hub.files(REPO, "main") == hub.files(REPO, [*DECAYS][-1])
+    assert hub.storage.private(REPO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_a_push_that_fails_leaves_training_alone_and_is_listed_and_made_good(hub, tmp_path):
+    hub.storage.create(REPO, private=True)
+    theirs = hub.commit(REPO, "main", {"README.md": b"somebody's"})
+    plain, pushed = tmp_path / "plain", tmp_path / "pushed"
+    assert pretrain_there(hub, plain, *PUSH[-2:]).returncode == 0
+    done = pretrain_there(hub, pushed, *PUSH)
+    assert (done.returncode, f"a push to {REPO} failed" in done.stderr) == (0, True)
+    branch = Path("_branches") / "30-1-sqrt-10" / "checkpoint-40"
+    assert same_weights(plain / branch, pushed / branch)
+    assert (hub.refs(REPO)["main"], {*DECAYS} <= {*hub.refs(REPO)}) == (theirs, True)
+    assert "main: failed" in publish(hub, pushed, "--status").stdout
+    publish(hub, pushed, "--overwrite")
+    assert "main: published" in publish(hub, pushed, "--status").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_trainers_own_push_of_every_save_is_refused_until_it_is_allowed(hub, tmp_path):
+    done = pretrain_there(hub, tmp_path / "a", *PUSH, "--hub_strategy", "every_save")
+    assert (done.returncode, "would push every save to main" in done.stderr) == (1, True)
+    assert {*hub.refs(REPO)} == {"main"}
+    allowed = ("--hub_strategy", "every_save", "--allow", "push_every_save")
+    assert pretrain_there(hub, tmp_path / "b", *PUSH, *allowed).returncode == 0
+    assert "model.safetensors" in hub.files(REPO, "main")
 
 
 # --- what is refused ---
