@@ -174,11 +174,13 @@ def _load(revision: Revision, folder: Path) -> Any:
 
 
 def _refuse_diverged(revision: Revision) -> None:
-    """Losses that are no numbers: of the checkpoint's own evaluation, and of the run that led to it."""
-    for row in revision.run.history:
+    """Losses that are no numbers, in what led to the checkpoint: its own run, and the trunk up to its fork point."""
+    own, trunk = revision.run.history, revision.family.history
+    rows = [*(row for row in trunk if int(row["step"]) <= (revision.fork or revision.step)), *own]
+    for row in rows:
         for name, value in row.items():
-            late = int(row["step"]) > revision.step
-            if not late and "loss" in name and isinstance(value, (int, float)) and not isfinite(value):
+            of_it = int(row["step"]) <= revision.step and "loss" in name and isinstance(value, (int, float))
+            if of_it and not isfinite(value):
                 raise PublishError(f"{revision.name} has diverged: {name} was {value} at step {row['step']}")
 
 

@@ -23,6 +23,7 @@ from hf_wsd.errors import PublishError
 MAIN = "main"
 STAGING = "publishing-"
 _THE_HUBS_OWN = ".gitattributes"
+_LARGE = ("safetensors", "pt", "pth", "png")
 _BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)  # also the http library's own
 
 
@@ -66,6 +67,11 @@ class Hub:
         """Make the repository, unless it is there."""
         with self._asked():
             self.repo = self._api.create_repo(self.repo, private=private, exist_ok=True).repo_id
+            if MAIN not in self.heads:  # other servers than the hub make it without a first commit
+                large = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in _LARGE)
+                first = [CommitOperationAdd(_THE_HUBS_OWN, large.encode())]
+                self._api.create_commit(self.repo, first, commit_message="initial commit", revision=MAIN)
+                self._forget()
 
     @cached_property
     def _refs(self) -> Any:
@@ -140,9 +146,17 @@ class Hub:
                 tag = f"{branch}-v{len(numbered) + 1}"
                 self._api.create_tag(self.repo, tag=tag, revision=head)
             if STAGING + branch in self.heads:
-                self._api.delete_branch(self.repo, branch=STAGING + branch)
+                self._delete(STAGING + branch)
         self._forget()
         return tag
+
+    def _delete(self, branch: str) -> None:
+        """Delete a branch where the server can and the token may: without it, all else is done."""
+        try:
+            self._api.delete_branch(self.repo, branch=branch)
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code not in (403, 404, 405, 501):
+                raise
 
     def _forget(self) -> None:
         self.__dict__.pop("_refs", None)
