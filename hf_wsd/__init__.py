@@ -33,6 +33,7 @@ _HOMES = {
     "register": "registration",
     "Family": "one_process",
     "train_family": "one_process",
+    "publish": "publishing",
     "WSDError": "errors",
 }
 

@@ -178,9 +178,11 @@ def _script(revision: Revision) -> str | None:
 
 
 def _launcher(revision: Revision) -> str:
-    world_size = revision.record.setup.get("world_size")
+    setup = revision.record.setup
+    world_size, threads = setup.get("world_size"), setup.get("threads")
+    of_cpu = f"OMP_NUM_THREADS={threads} " if isinstance(threads, int) and threads > 1 else ""  # the launcher takes one
     several = isinstance(world_size, int) and world_size > 1
-    return f"accelerate launch --num_processes {world_size}" if several else "accelerate launch"
+    return of_cpu + (f"accelerate launch --num_processes {world_size}" if several else "accelerate launch")
 
 
 def _trained_with(revision: Revision) -> dict[str, str]:

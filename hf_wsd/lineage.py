@@ -180,7 +180,8 @@ class Lineage:
 
         >>> from hf_wsd.builders import wsd
         >>> parent = Parent(checkpoint=f"me/small@{'0' * 40}", step=80)
-        >>> [Lineage(step=step, kind="fork", schedule=wsd(100), parent=parent).fetched_from == parent for step in (80, 90)]
+        >>> records = [Lineage(step=step, kind="fork", schedule=wsd(100), parent=parent) for step in (80, 90)]
+        >>> [record.fetched_from == parent for record in records]
         [True, False]
         """
         parent = self.parent

@@ -54,8 +54,8 @@ class Settings:
         on_job_end: "save" (None), or "decay" where the measured time allows it.
         on_damage: what a resume does about a damaged newest checkpoint: "pass-over" (None) or "refuse".
         decay_optimizer: settings of the optimizer from the first decay on, such as weight_decay.
-        rewarmup_at, rewarmup_steps: the run goes on from a checkpoint at that step which has no optimizer state, and the
-            lr climbs from 0 back to the peak over so many steps (0: it is the peak at once).
+        rewarmup_at, rewarmup_steps: the run goes on from a checkpoint at that step which has no optimizer state, and
+            the lr climbs from 0 back to the peak over so many steps (0: it is the peak at once).
         branch: folder of the branch that this process runs; its record decides the schedule.
     """
 
