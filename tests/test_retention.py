@@ -143,7 +143,8 @@ def test_pushes_to_the_hub_leave_kept_checkpoints_where_they_are(hub, tmp_path, 
     run = tmp_path / "run"
     push = ("--push_to_hub", "True", "--hub_model_id", "user/run", "--hub_strategy", strategy)
     flags = (*FLAGS, *EVERY_4, "--save_total_limit", 1, "--max_steps", 15, *push, "--hub_always_push", "True")
-    argv = ["-m", "hf_wsd", "--trunk", "--budgets", 20, "--decay-fraction", 0.25, "--keep-every", 6, SCRIPT]
+    argv = ["-m", "hf_wsd", "--trunk", "--budgets", 20, "--decay-fraction", 0.25, "--keep-every", 6]
+    argv += ["--allow", "push_every_save", SCRIPT]
     here = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command([*argv, "--output_dir", run, *flags], **here, HF_HUB_OFFLINE="0", HF_TOKEN="hf_none")
     assert kinds(run) == {6: "kept", 12: "kept", 15: "fork"}
