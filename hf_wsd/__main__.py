@@ -69,6 +69,8 @@ def flags() -> argparse.ArgumentParser:
 def _add_flags_of_run(add: Callable[..., object]) -> None:
     add("--allow", nargs="+", metavar="NAME", help="differences to the checkpoint's run that are meant: learning_rate")
     add("--expect", metavar="INTENT", help="refuse the run if it is not this: start, continue, branch or extend")
+    add("--rewarmup-at", metavar="K", help="resume from a checkpoint of step K that has no optimizer state")
+    add("--rewarmup-steps", metavar="N", help="the lr climbs to its peak again over N steps; 0: at once")
     add("--keep-every", metavar="N", help="keep a checkpoint for good every so many steps")
     add("--finish-by", metavar="TIME", help="start the decay so that all ends before: 2026-12-01T08:00")
     add("--time-budget", metavar="TIME", help="the same as a duration over all jobs of the run: 23h")

@@ -14,6 +14,7 @@
     ├── DataError         a corpus that cannot be read or packed
     ├── RunError          a run of a branch that failed, or that cannot be started again
     └── PublishError      a model that cannot be published, or a revision that has changed on the hub
+        └── UnreachableError  a hub that does not answer, or broke off: the same command goes on
 
 A message says what was asked, the numbers, what is allowed and the repair.
 """
@@ -70,6 +71,10 @@ class RunError(WSDError):
 
 class PublishError(WSDError):
     """A model that cannot be published, or a revision that has changed on the hub."""
+
+
+class UnreachableError(PublishError):
+    """A hub that does not answer, or broke off: the same command goes on."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from hf_wsd.checkpoint import FORK_POINTS, cut_short, saved_checkpoints, step_in_name
 from hf_wsd.disk import used_bytes
-from hf_wsd.errors import RunError
+from hf_wsd.errors import RecordError, RunError
 from hf_wsd.extending import set_former_end_aside
 from hf_wsd.history import append_history, cut_history, losses_of, read_history
 from hf_wsd.lineage import RECORD, Lineage
@@ -88,7 +88,11 @@ class Keeper:
         checkpoint, kept = self.checkpoint(step), self.run / FORK_POINTS / self.checkpoint(step).name
         is_kept = step not in self.kinds or (kept.is_dir() and not cut_short(kept))
         if checkpoint.is_dir() and not ((checkpoint / RECORD).exists() and is_kept):
-            self.save(step, tokens=tokens, losses=self.base.losses or self._logged_losses(step))
+            known_by = None
+            with suppress(RecordError):  # it has one, and only its kept copy is missing
+                known_by = Lineage.read(checkpoint).probe
+            losses = self.base.losses or self._logged_losses(step)
+            self.save(step, tokens=tokens, losses=losses, probe=known_by)
         parent = [self.run / self.base.parent.checkpoint] if self.base.parent else []
         self._size = used_bytes(*(list(saved_checkpoints(self.run).values())[-1:] or parent))
 
