@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_wsd.card import make_card
 from hf_wsd.checkpoint import check_checkpoint, weights_alone
+from hf_wsd.command import scrub_arguments
 from hf_wsd.curves import schedule_picture, training_curve
 from hf_wsd.errors import PublishError, WSDError
 from hf_wsd.history import to_json
@@ -24,9 +25,9 @@ from hf_wsd.probe import probe
 from hf_wsd.revisions import Revision
 from hf_wsd.scrubbing import clean, leaks, without_paths
 
-_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "model.safetensors.index.json")
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _MODEL = (
-    *("config.json", "generation_config.json", "adapter_config.json", "*processor_config.json", "*.jinja"),
+    *("config.json", "generation_config.json", "*processor_config.json", "*.jinja"),
     *("tokenizer*.json", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
 )
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json")  # what a resume needs
@@ -92,7 +93,7 @@ def make_bundle(revision: Revision, page: Page, folder: Path) -> dict[str, File]
         _link(file, folder / file.name)
     if not any(folder.glob("*.safetensors")):
         _merge_shards(revision, folder)
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         _rewrite(folder / name, without_paths)
     _rewrite(folder / "trainer_state.json", clean)
     public_record(revision).write(folder)
@@ -110,7 +111,7 @@ def public_record(revision: Revision) -> Lineage:
     parent = None if revision.fork is None else Parent(checkpoint=f"step {revision.fork}", step=revision.fork)
     settings = {name: value for name, value in record.settings.items() if name != "branch"}
     public = replace(record, command=None, parent=parent, settings=settings, arguments=(), group="")
-    told = {"arguments": list(record.arguments), "group": record.group}
+    told = {"arguments": list(scrub_arguments(record.arguments)), "group": record.group}
     return Lineage.from_dict(clean(public.to_dict() | told))
 
 
@@ -120,7 +121,7 @@ def refuse_leaks(revision: Revision, folder: Path, *, secrets: Collection[str] =
     Raises:
         PublishError: a file holds a secret, or a folder of this machine.
     """
-    if found := list(leaks(folder, secrets=secrets)):
+    if found := list(leaks(folder, secrets=secrets, run=revision.family.path)):
         raise PublishError(f"{revision.name} is not published, it holds what must stay here: {'; '.join(found)}")
 
 
@@ -187,6 +188,10 @@ def _refuse_diverged(revision: Revision) -> None:
 def _chosen(revision: Revision, page: Page, *, state: bool) -> Iterator[Path]:
     """The files of the checkpoint that are published, and the model's own from the run's folder where it has none."""
     checkpoint = revision.checkpoint
+    if (checkpoint / "adapter_config.json").exists():
+        raise PublishError(
+            f"{checkpoint} is an adapter, which cannot be published yet: only models that load by themselves can"
+        )
     if not weights_alone(checkpoint):
         try:
             check_checkpoint(checkpoint)
@@ -234,7 +239,12 @@ def _link(file: Path, to: Path) -> None:
 
 def _rewrite(file: Path, change: Any) -> None:
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+            if not isinstance(before, dict):
+                raise ValueError("it is no table of names and values")
+        except ValueError as error:
+            raise PublishError(f"the checkpoint's {file.name} is damaged: {error}") from error
         if (after := change(before)) != before:
             file.write_text(json.dumps(after, indent=2) + "\n")
 

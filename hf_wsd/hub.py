@@ -7,6 +7,7 @@ own, `publishing-NAME`, from which NAME is made when the commit is whole; then t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,21 +15,23 @@ from functools import cached_property
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 
 from hf_wsd.bundle import File
-from hf_wsd.errors import PublishError
+from hf_wsd.errors import PublishError, UnreachableError
 
 MAIN = "main"
 STAGING = "publishing-"
 _THE_HUBS_OWN = ".gitattributes"
 _LARGE = ("safetensors", "pt", "pth", "png")
 _BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)  # also the http library's own
-
-
-class UnreachableError(PublishError):
-    """The hub did not answer, or broke off: the same command goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +142,12 @@ class Hub:
     def finish(self, branch: str) -> str:
         """Give the commit of a branch its tag, unless it has one, and clear up; returns the tag."""
         head = self.heads[branch]
-        numbered = {tag: commit for tag, commit in self.tags.items() if tag.startswith(f"{branch}-v")}
-        tag = next((tag for tag, commit in numbered.items() if commit == head), None)
+        versions = re.compile(rf"{re.escape(branch)}-v(\d+)")
+        numbers = {int(found[1]): commit for tag, commit in self.tags.items() if (found := versions.fullmatch(tag))}
+        tag = next((f"{branch}-v{number}" for number, commit in numbers.items() if commit == head), None)
         with self._asked(branch):
             if tag is None:
-                tag = f"{branch}-v{len(numbered) + 1}"
+                tag = f"{branch}-v{max(numbers, default=0) + 1}"
                 self._api.create_tag(self.repo, tag=tag, revision=head)
             if STAGING + branch in self.heads:
                 self._delete(STAGING + branch)
@@ -177,10 +181,19 @@ class Hub:
                     "Repeat the command: it says what is there now"
                 ) from error
             if status in (400, 401, 403):
-                raise PublishError(f"the hub refuses this for {self.repo} ({status}): {_first_line(error)}") from error
+                repair = (
+                    "" if status == 400 else f"; `hf auth login` or HF_TOKEN: a token that may write to {self.repo}"
+                )
+                raise PublishError(
+                    f"the hub refuses this for {self.repo} ({status}): {_first_line(error)}{repair}"
+                ) from error
             raise UnreachableError(
                 f"the hub failed ({status}): {_first_line(error)}; repeat the command to go on"
             ) from error
+        except HFValidationError as error:
+            raise PublishError(f"{self.repo!r} is no repository: {_first_line(error)}") from error
+        except OfflineModeIsEnabled as error:
+            raise PublishError("HF_HUB_OFFLINE is set: unset it to publish") from error
         except _BROKEN as error:
             self._forget()
             raise UnreachableError(

@@ -16,12 +16,13 @@ LOCK = "_lock"  # the leading underscore keeps it out of Trainer's uploads
 ORPHANS = 10.0  # seconds: data loader workers outlive a killed process by five, and have its lock
 
 
-def take_lock(folder: Path, *, patience: float = 0.0) -> int:
+def take_lock(folder: Path, *, patience: float = 0.0, name: str = LOCK) -> int:
     """The lock on a folder, as a file descriptor: it is free again when this process ends, or with `release`.
 
     Args:
         folder: the run's folder.
         patience: seconds to wait for it.
+        name: of the lock: the default is that of training.
 
     Raises:
         BlockingIOError: another process has it. ImportError, OSError: this system, or file system, has no locks.
@@ -36,7 +37,7 @@ def take_lock(folder: Path, *, patience: float = 0.0) -> int:
     """
     import fcntl  # not on Windows, where training needs no lock
 
-    descriptor, end = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + patience
+    descriptor, end = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

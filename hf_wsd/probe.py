@@ -19,7 +19,8 @@ def make_known(checkpoint: Path, *, model: Any, processing_class: Any = None, **
     Trainer leaves both out of FSDP's sharded checkpoints.
     """
     with suppress(OSError, AttributeError):  # no room, or no model of transformers: publishing says what is missing
-        if not (checkpoint / "config.json").exists():
+        there = ("config.json", "adapter_config.json")  # beside an adapter, a config would hide it from transformers
+        if not any((checkpoint / name).exists() for name in there):
             config = copy(model.config)
             config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard puts it there
             config.save_pretrained(checkpoint)

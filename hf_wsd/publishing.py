@@ -6,7 +6,9 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from hf_wsd.errors import PublishError, unknown
 from hf_wsd.family import Run, read_run
 from hf_wsd.lengths import Length
 from hf_wsd.lineage import BRANCHES
+from hf_wsd.lock import release, take_lock
 from hf_wsd.revisions import Revision, revisions
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from hf_wsd.sending import Sent
 
 _ALL = "all"
+_LOCK = "_publish-lock"  # of its own: training goes on while its models are published
 _SHOWN = ("commit", "tag", "failed", "at")
 _REPO = re.compile(r"([\w.-]+/)?[\w.-]+")
 Patterns = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Other files of the checkpoints, too.")]
@@ -53,22 +57,27 @@ def publish(
     from hf_wsd.bundle import Page
     from hf_wsd.sending import Book
 
-    family, own = _family(run)
-    book = Book.read(family.path)
-    known = book.get(repo := _repo(repo, book, family), {})
-    siblings, new = _siblings(family, stable, known)
-    if status:
-        return _show_status(siblings, known, repo, as_json=as_json)
-    page = Page(
-        repo=repo,
-        siblings=siblings,
-        with_optimizer=_states_before(known) | (new if with_optimizer else set()),
-        license=license or next((entry["license"] for entry in known.values() if entry.get("license")), None),
-        include=include or (),
-        exclude=exclude or (),
-    )
-    options = {"private": not public, "overwrite": overwrite, "dry_run": dry_run, "attempts": attempts}
-    sent = _send(_chosen(siblings, only, own), page, **options)
+    with _turn(run, waits=not (status or dry_run)):
+        family, own = _family(run)
+        book = Book.read(family.path)
+        known = book.get(repo := _repo(repo, book, family), {})
+        siblings, new = _siblings(family, stable, known)
+        if status:
+            return _show_status(siblings, known, repo, as_json=as_json)
+        page = Page(
+            repo=repo,
+            siblings=siblings,
+            with_optimizer=_states_before(known) | (new if with_optimizer else set()),
+            license=license or next((entry["license"] for entry in known.values() if entry.get("license")), None),
+            include=include or (),
+            exclude=exclude or (),
+        )
+        options = {"private": not public, "overwrite": overwrite, "dry_run": dry_run, "attempts": attempts}
+        sent = _send(_chosen(siblings, only, own), page, **options)
+    _tell(sent, family, repo, dry_run=dry_run, as_json=as_json)
+
+
+def _tell(sent: Sequence[Sent], family: Run, repo: str, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"repo": repo, "dry_run": dry_run, "revisions": [one.to_dict() for one in sent]}, indent=1))
     elif dry_run:
@@ -112,13 +121,38 @@ def _send(chosen: Sequence[Revision], page: Page, **options: Any) -> list[Any]:
     return send(chosen, page, hub=Hub(page.repo), secrets=[token] if token else [], tell=tell, **options)
 
 
-def _family(folder: Path) -> tuple[Run, Path]:
-    """The family that a folder belongs to, and the folder of the run itself."""
+def _root(folder: Path) -> Path:
+    """The trunk's folder of the family that a folder belongs to."""
     root = folder.resolve()
-    own = root
     while root.parent.name == BRANCHES:
         root = root.parent.parent
+    return root
+
+
+def _family(folder: Path) -> tuple[Run, Path]:
+    """The family that a folder belongs to, and the folder of the run itself."""
+    root, own = _root(folder), folder.resolve()
     return read_run(root if root != own else folder), own
+
+
+@contextmanager
+def _turn(folder: Path, *, waits: bool) -> Iterator[None]:
+    """A block that one `hf-wsd publish` of a family runs at a time: each sees all that is on the hub before it."""
+    lock, root = None, _root(folder)
+    if waits and root.is_dir():
+        with suppress(ImportError, OSError):  # a system without locks, a folder that cannot be written
+            try:
+                lock = take_lock(root, name=_LOCK)
+            except BlockingIOError:
+                print(f"another `hf-wsd publish` is at work in {root}: waiting for it", file=sys.stderr, flush=True)
+                lock = take_lock(root, name=_LOCK, patience=inf)
+    try:
+        yield
+    except OSError as error:
+        raise PublishError(f"the files of {root} could not be made ready ({error}): repeat the command") from error
+    finally:
+        if lock is not None:
+            release(lock)
 
 
 def _chosen(siblings: Sequence[Revision], only: Sequence[str] | None, own: Path) -> list[Revision]:

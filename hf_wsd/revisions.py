@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from hf_wsd.errors import PublishError
 from hf_wsd.family import Run
 from hf_wsd.lengths import show_tokens
-from hf_wsd.lineage import Lineage
+from hf_wsd.lineage import BRANCHES, Lineage
 from hf_wsd.retention import copies
 from hf_wsd.segment import Phase
 
@@ -53,7 +54,7 @@ def revisions(family: Run, *, stable: Collection[int] | None = ()) -> tuple[Revi
     """The revisions of a family, by rising step; the last decayed model is the longest.
 
     A name never changes: where two models end at one step, the one that was finished first has the short name, and the
-    others have the name of their branch behind it.
+    others have the name of their branch behind it, or `trunk`.
 
     Args:
         family: the trunk.
@@ -66,7 +67,7 @@ def revisions(family: Run, *, stable: Collection[int] | None = ()) -> tuple[Revi
     named: dict[str, Revision] = {}
     for run, fork, end in decays:
         name = _name(run, "decay", end)
-        name = name if name not in named else f"{name}-{run.path.name}"
+        name = name if name not in named else f"{name}-{_place(run, family)}"
         named[name] = _revision(name, "decay", family, run, end, fork)
     for step in _fork_points(family, stable):
         name = _name(family, "stable", step)
@@ -106,6 +107,13 @@ def _fork_points(family: Run, wanted: Collection[int] | None) -> list[int]:
 def _name(run: Run, kind: str, step: int) -> str:
     tokens = run.tokens_at(step)
     return f"{kind}-step{step}" + ("" if tokens is None else f"-tokens{show_tokens(float(f'{tokens:.2g}'))}")
+
+
+def _place(run: Run, family: Run) -> str:
+    """Where in its family a run is, as a part of a branch's name in git; the trunk's folder is nobody's business."""
+    folders = run.path.resolve().relative_to(family.path.resolve()).parts
+    place = "-".join(folder for folder in folders if folder != BRANCHES) or "trunk"
+    return re.sub(r"[^A-Za-z0-9_+-]+", "-", place).strip("-")
 
 
 def _revision(name: str, kind: str, family: Run, run: Run, step: int, fork: int | None) -> Revision:

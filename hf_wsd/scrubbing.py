@@ -15,7 +15,8 @@ from hf_wsd.command import SECRET_VALUE, is_secret
 
 _PART = r"""[^\s/\\'"`:,;|<>()\[\]{}]+"""
 _PATH = re.compile(rf"(?<![\w.:/\\~<$}}*)-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\]{_PART})+[/\\]?")
-_WHOLE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
+_WHOLE_PATH = re.compile(r"(?:file://|~|[A-Za-z]:)?[/\\]?(?:[/\\][^/\\\n]+){2,}[/\\]?")
+_FLAG = re.compile(r"(--[\w-]+)(\s+|=)\S+")
 _COMMON = {
     "admin",
     "base",
@@ -46,7 +47,8 @@ def clean(value: Any, *, keep: str = "") -> Any:
     {'script': 'train.py', 'note': 'hf_***', 'see': 'https://arxiv.org/abs/2410.05192'}
     """
     if isinstance(value, dict):
-        return {clean(key, keep=keep): clean(item, keep=keep) for key, item in value.items()}
+        named = {key: item for key, item in value.items() if not is_secret(str(key))}
+        return {clean(key, keep=keep): clean(item, keep=keep) for key, item in named.items()}
     if isinstance(value, (list, tuple)):
         return [clean(item, keep=keep) for item in value]
     if not isinstance(value, str):
@@ -67,15 +69,17 @@ def without_paths(value: Any) -> Any:
     return _last_part(value) if isinstance(value, str) and _WHOLE_PATH.fullmatch(value) else value
 
 
-def leaks(folder: Path, *, secrets: Collection[str] = ()) -> Iterator[str]:
+def leaks(folder: Path, *, secrets: Collection[str] = (), run: Path | None = None) -> Iterator[str]:
     """What a folder's files hold that must not leave this machine, as `file: what`.
 
     Args:
         folder: its files are looked through, the pickled ones too.
         secrets: values to look for, beside those of the environment's variables.
+        run: folder whose path to look for, beside the user's and the working one.
     """
     known = {value for name, value in os.environ.items() if is_secret(name)} | set(secrets)
-    wanted = {f"the folder {folder}": folder for folder in map(str, (Path.home(), Path.cwd())) if len(folder) > 1}
+    private = (Path.home(), Path.cwd(), *([run.resolve()] if run else ()))
+    wanted = {f"the folder {folder}": folder for folder in map(str, private) if len(folder) > 1}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size <= _LARGEST):
         text = file.read_bytes().decode("utf-8", "replace")
         if SECRET_VALUE.search(text) or any(len(value) >= _SHORTEST_SECRET and value in text for value in known):
@@ -87,6 +91,7 @@ def leaks(folder: Path, *, secrets: Collection[str] = ()) -> Iterator[str]:
 
 def _clean_text(text: str) -> str:
     text = SECRET_VALUE.sub("hf_***", text)
+    text = _FLAG.sub(lambda found: f"{found[1]} ***" if is_secret(found[1]) else found[0], text)
     text = _PATH.sub(lambda found: _last_part(found[0]), text)
     for name in _names():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "user", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from typing import Any
 
 from hf_wsd.bundle import File, Page, make_bundle, refuse_leaks, verify
 from hf_wsd.disk import show_bytes
-from hf_wsd.errors import PublishError
+from hf_wsd.errors import PublishError, UnreachableError
 from hf_wsd.history import write_atomically
-from hf_wsd.hub import MAIN, Change, Hub, UnreachableError
+from hf_wsd.hub import MAIN, Change, Hub
 from hf_wsd.lengths import show_tokens
 from hf_wsd.revisions import Revision
 
@@ -89,6 +90,13 @@ class Book:
         entry |= told | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_atomically(self._run / PUBLISHED, json.dumps(entries, indent=1) + "\n")
 
+    def longest(self, siblings: Sequence[Revision]) -> list[Revision]:
+        """The decayed model that is `main`; none where a longer one is on the hub whose checkpoint is gone here."""
+        known = self.read(self._run).get(self._repo, {})
+        found = (re.match(r"decay-step(\d+)", name) for name, entry in known.items() if entry.get("commit"))
+        there = max((int(one[1]) for one in found if one), default=0)
+        return [one for one in siblings if one.kind == "decay" and one.step >= there][-1:]
+
     def knows(self, branch: str, change: Change) -> bool:
         """Whether what a branch holds now was published from here, or is a new repository's nothing."""
         entry = self.read(self._run).get(self._repo, {}).get(branch, {})
@@ -126,7 +134,7 @@ def send(
         PublishError: a model is not fit to be published, or the hub says no; what was done before stays.
     """
     book = Book(chosen[0].family.path, page.repo)
-    longest = [revision for revision in page.siblings if revision.kind == "decay"][-1:]
+    longest = book.longest(page.siblings)
     with TemporaryDirectory(prefix="_publishing-", dir=chosen[0].family.path) as scratch:
         sendings = []
         for revision in chosen:
