@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from hf_wsd.lengths import show_tokens
 from hf_wsd.revisions import Revision
 
 PUBLISHED = "_published.json"  # in the trunk's folder: what is on the hub, and what failed
+_SCRATCH = "_publishing-"  # folders beside it, while a command runs
 FIRST_PAUSE = 2.0  # seconds before the second attempt, then twice as long each time
 _BESIDE = ("README.md", "curve.json", "schedule.png")  # files that the model itself does not need
 _DRAWN = ("schedule.png",)
@@ -135,7 +137,9 @@ def send(
     """
     book = Book(chosen[0].family.path, page.repo)
     longest = book.longest(page.siblings)
-    with TemporaryDirectory(prefix="_publishing-", dir=chosen[0].family.path) as scratch:
+    for left_over in () if dry_run else chosen[0].family.path.glob(f"{_SCRATCH}*"):  # of a command that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    with TemporaryDirectory(prefix=_SCRATCH, dir=chosen[0].family.path) as scratch:
         sendings = []
         for revision in chosen:
             folder = Path(scratch) / revision.name

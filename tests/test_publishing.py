@@ -163,7 +163,7 @@ def test_a_connection_that_breaks_at_any_request_leaves_no_half_revision(run, tm
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    assert int(done.stdout.split()[-2]) > 10
+    assert int(done.stdout.split()[-2]) >= 8
 
 
 @pytest.mark.slow
