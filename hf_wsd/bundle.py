@@ -93,9 +93,9 @@ def make_bundle(revision: Revision, page: Page, folder: Path) -> dict[str, File]
         _link(file, folder / file.name)
     if not any(folder.glob("*.safetensors")):
         _merge_shards(revision, folder)
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        _rewrite(folder / name, without_paths)
-    _rewrite(folder / "trainer_state.json", clean)
+    for name in ("config.json", "generation_config.json", "trainer_state.json"):
+        _rewrite(folder / name, clean)
+    _rewrite(folder / "tokenizer_config.json", without_paths)  # its chat template may look like paths
     public_record(revision).write(folder)
     (folder / "curve.json").write_text(to_json(clean(training_curve(revision))) + "\n")
     schedule_picture(revision, folder / "schedule.png")

@@ -15,13 +15,13 @@ from hf_wsd.by_name import BUILDERS
 from hf_wsd.casts import cast
 from hf_wsd.damage import mend
 from hf_wsd.decision import Decision, Request
-from hf_wsd.errors import RunError, SettingsError
+from hf_wsd.errors import RunError
 from hf_wsd.history import losses_of
 from hf_wsd.keeper import Keeper
 from hf_wsd.lineage import RECORD, Lineage
 from hf_wsd.live import Live, Verdict, listen
 from hf_wsd.moved import just_rewound, move_data
-from hf_wsd.probe import make_known
+from hf_wsd.probe import make_loadable, probe
 from hf_wsd.pushing import take_over
 from hf_wsd.randomness import Randomness, start_workers_unseen
 from hf_wsd.ranks import from_main
@@ -50,8 +50,7 @@ class WSDCallback(TrainerCallback):
     - Puts every random generator back after an evaluation: with dropout an evaluation would change the final weights.
     - Adds `tokens` and `phase` (0 warm-up, 1 stable, 2 decay) to the logs; writes `wsd.jsonl` and `wsd.json`.
 
-    Its settings are the HF_WSD_* variables (`hf_wsd.settings.Settings`). It evaluates only where the Trainer has an
-    `eval_strategy`: without one nobody can tell whether there is an evaluation set.
+    Its settings are the HF_WSD_* variables. It evaluates where the Trainer has an `eval_strategy` (and thus a data set).
 
     Args:
         allow: differences to the checkpoint's run that are meant (`hf_wsd.sameness.NAMES`), for
@@ -70,6 +69,7 @@ class WSDCallback(TrainerCallback):
         self._randomness: Randomness | None = None
         self._lr, self._skipped_updates = 0.0, 0
         self._losses: dict[str, float] = {}
+        self._probe: float | None = None
         self._live: Live
         self._ends: str | None = None
         self._save_put_off = False  # there was no room for it
@@ -128,11 +128,9 @@ class WSDCallback(TrainerCallback):
             return refuse_other_scheduler(args, lr_scheduler, settings)
         if scheduler.keeper not in (None, self):  # the script added a second callback: one is enough
             return None
-        if settings.calls_per_update is not None:
-            raise SettingsError("calls_per_update is for scripts without a Trainer: leave it out")
-        dataset = getattr(train_dataloader, "dataset", None)
-        refuse_trainer_arguments(scheduler.schedule, args, state)
+        refuse_trainer_arguments(scheduler.schedule, args, state, settings)
         job = trainer_job(args, state)
+        dataset = getattr(train_dataloader, "dataset", None)
         self._start = start_run(scheduler, settings, job, model=model, dataset=dataset)
         scheduler.keeper, self._scheduler = self, scheduler
         pusher = take_over(args, settings)
@@ -182,6 +180,7 @@ class WSDCallback(TrainerCallback):
         control.should_evaluate |= (kept or ends_a_budget) and args.eval_strategy != "no"
         self._losses = {}
         self._obey(self._live.after_update(step), args, state, control)
+        self._probe = probe(kwargs["model"]) if step in self._start.kinds and state.is_world_process_zero else None
         self._randomness = Randomness.now()  # at every step: a later callback may ask for an evaluation too
         self._prepare_save(state, control)
 
@@ -275,9 +274,9 @@ class WSDCallback(TrainerCallback):
             return
         PartialState().wait_for_everyone()  # each rank writes its own RNG state: keep no half checkpoint
         if state.is_world_process_zero:
-            own = self._keeper.checkpoint(state.global_step)
-            known_by = make_known(own, **kwargs) if state.global_step in self._start.kinds else None
-            self._keeper.save(state.global_step, probe=known_by, **self._now(state))
+            if state.global_step in self._start.kinds:
+                make_loadable(self._keeper.checkpoint(state.global_step), **kwargs)
+            self._keeper.save(state.global_step, **self._now(state))
         self._live.saved()
         if self._ends:
             self._live.end_job(self._ends, step=state.global_step)
@@ -291,7 +290,8 @@ class WSDCallback(TrainerCallback):
 
     def _now(self, state: TrainerState) -> dict[str, Any]:
         """What the record of this step's checkpoint has of its own."""
-        return {"tokens": self._tokens(state), "losses": self._losses, "skipped_updates": self._skipped_updates}
+        now = {"tokens": self._tokens(state), "losses": self._losses, "probe": self._probe}
+        return now | {"skipped_updates": self._skipped_updates}
 
     def _tokens(self, state: TrainerState) -> int | None:
         """Tokens seen; None where samples differ in length and `include_num_input_tokens_seen` is off."""

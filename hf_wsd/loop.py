@@ -73,6 +73,7 @@ class WSDLoop:
     ) -> None:
         self._save_total_limit = save_total_limit
         self._losses: dict[str, float] = {}
+        self._probe: float | None = None
         self._saving = False
         self._accelerator, self._model = accelerator, model
         self._scheduler = scheduler
@@ -198,6 +199,9 @@ class WSDLoop:
     def _try_to_save(self) -> Exception | None:
         """Save where there is room, on all processes or on none; returns what went wrong."""
         main, failed = self._accelerator.is_main_process, None
+        self._probe = None
+        if main and self._model is not None and self.step in self._start.kinds:
+            self._probe = probe(self._accelerator.unwrap_model(self._model))
         if from_main(self._keeper.make_ready(self.step, **self._now()) if main else None):
             try:
                 self._save_state()
@@ -215,10 +219,7 @@ class WSDLoop:
     def _keep_or_undo(self, failed: Exception | None) -> None:
         if failed is not None:
             return undo(self.checkpoint)
-        known_by = None
-        if self._model is not None and self.step in self._start.kinds:
-            known_by = probe(self._accelerator.unwrap_model(self._model))
-        self._keeper.save(self.step, probe=known_by, **self._now())
+        self._keeper.save(self.step, **self._now())
         if self._save_total_limit is not None:
             self._keeper.rotate(self._save_total_limit)
 
@@ -235,7 +236,8 @@ class WSDLoop:
             self._keeper.save(self.step, at=location, keep=False, **self._now())
 
     def _now(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "losses": self._losses, "skipped_updates": self._skipped_updates}
+        now = {"tokens": self.tokens, "losses": self._losses, "probe": self._probe}
+        return now | {"skipped_updates": self._skipped_updates}
 
     def _save_state(self) -> None:
         """Save into our folder, whatever name the Accelerator would choose."""

@@ -132,7 +132,7 @@ def train_family(family: Family, make_trainer: Callable[[TrainingArguments], Tra
     """
     while (stretch := family.next()) is not None:
         with _branch_variable(stretch.branch):
-            trainer = make_trainer(stretch.args)
+            trainer = _make(make_trainer, stretch.args, again=family.begun)
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, WSDCallback):
                     callback.goes_on, callback.then, callback.stops_at = True, family.then, stretch.stops_at
@@ -144,6 +144,15 @@ def train_family(family: Family, make_trainer: Callable[[TrainingArguments], Tra
         _let_go(trainer)
         del trainer
         gc.collect()
+
+
+def _make(make_trainer: Callable[[TrainingArguments], Trainer], args: TrainingArguments, *, again: bool) -> Trainer:
+    """A Trainer. With --push_to_hub it asks the hub when it is made: once is enough, a lost hub stops no training."""
+    push, ours = args.push_to_hub, getattr(args.hub_strategy, "value", args.hub_strategy) == "end"
+    args.push_to_hub = push and not (again and ours)
+    trainer = make_trainer(args)
+    trainer.args.push_to_hub = push
+    return trainer
 
 
 @contextmanager

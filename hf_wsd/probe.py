@@ -13,11 +13,8 @@ import torch
 LENGTH = 64  # token ids, or as many as the model has positions for
 
 
-def make_known(checkpoint: Path, *, model: Any, processing_class: Any = None, **_: Any) -> float | None:
-    """What a checkpoint needs to be published later: config and tokenizer beside its weights; returns its `probe`.
-
-    Trainer leaves both out of FSDP's sharded checkpoints.
-    """
+def make_loadable(checkpoint: Path, *, model: Any, processing_class: Any = None, **_: Any) -> None:
+    """Save config and tokenizer beside the weights where Trainer has left them out: in FSDP's sharded checkpoints."""
     with suppress(OSError, AttributeError):  # no room, or no model of transformers: publishing says what is missing
         there = ("config.json", "adapter_config.json")  # beside an adapter, a config would hide it from transformers
         if not any((checkpoint / name).exists() for name in there):
@@ -26,7 +23,6 @@ def make_known(checkpoint: Path, *, model: Any, processing_class: Any = None, **
             config.save_pretrained(checkpoint)
             if processing_class is not None:
                 processing_class.save_pretrained(checkpoint)
-    return probe(model)
 
 
 def probe(model: Any) -> float | None:

@@ -62,12 +62,17 @@ def reach_decided_end(args: TrainingArguments) -> None:
         args.max_steps = max(args.max_steps, decision.end)
 
 
-def refuse_trainer_arguments(schedule: Schedule, args: TrainingArguments, state: TrainerState) -> None:
+def refuse_trainer_arguments(
+    schedule: Schedule, args: TrainingArguments, state: TrainerState, settings: Settings
+) -> None:
     """Refuse arguments with which the run would not be the one asked for, or would lose its fork points.
 
     Raises:
         ScheduleError: the warm-up of a trunk as a part of its length. RunError: ways of saving that drop fork points.
+        SettingsError: a setting for scripts without a Trainer.
     """
+    if settings.calls_per_update is not None:
+        raise SettingsError("calls_per_update is for scripts without a Trainer: leave it out")
     trunk = schedule.total_steps is None
     if trunk and 0 < args.warmup_steps < 1:
         raise ScheduleError(

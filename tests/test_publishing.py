@@ -128,7 +128,7 @@ def test_dry_run_lists_files_and_commits_and_changes_nothing(run, hub):
 @pytest.mark.slow
 def test_nothing_that_is_published_names_this_machine_its_user_or_a_secret(run, hub, tmp_path, monkeypatch):
     config = run / "_branches" / "30-1-sqrt-10" / "_fork-points" / "checkpoint-40" / "config.json"
-    text = json.loads(config.read_text()) | {"_name_or_path": str(tmp_path / "base")}
+    text = json.loads(config.read_text()) | {"_name_or_path": str(tmp_path / "base"), "note": f"see {tmp_path}/x"}
     config.unlink()  # a hard link
     config.write_text(json.dumps(text))
     for folder in run.glob("**/checkpoint-*"):
