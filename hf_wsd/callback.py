@@ -50,7 +50,7 @@ class WSDCallback(TrainerCallback):
     - Puts every random generator back after an evaluation: with dropout an evaluation would change the final weights.
     - Adds `tokens` and `phase` (0 warm-up, 1 stable, 2 decay) to the logs; writes `wsd.jsonl` and `wsd.json`.
 
-    Its settings are the HF_WSD_* variables. It evaluates where the Trainer has an `eval_strategy` (and thus a data set).
+    Its settings are the HF_WSD_* variables. It evaluates only where the Trainer has an `eval_strategy`.
 
     Args:
         allow: differences to the checkpoint's run that are meant (`hf_wsd.sameness.NAMES`), for
