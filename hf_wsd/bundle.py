@@ -35,7 +35,7 @@ _KEPT_BACK = (  # of Trainer, Accelerate, DeepSpeed: states that nobody can use 
     *_STATE,
     *("training_args.bin", RECORD, "README.md", "optimizer.bin", "optimizer_*", "pytorch_model*", "scheduler.bin"),
     *("random_states_*.pkl", "custom_checkpoint_*.pkl", "sampler*.bin", "dl_state_dict*.bin"),
-    *("global_step*", "latest", "zero_to_fp32.py", "_*"),
+    *("global_step*", "latest", "zero_to_*.py", "_*"),
 )
 _TOLERANCE = {"float32": 1e-4}  # of the reloaded model's loss; other devices sum in another order
 _TOLERANCE_REDUCED = 3e-2  # of half precision
