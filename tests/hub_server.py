@@ -6,7 +6,7 @@
 
 A client of it is a fresh process: huggingface_hub reads HF_ENDPOINT when it is imported. By hand:
 
-    python tests/hub_server.py --root /tmp/hub --port 8000 --mode lfs
+    python tests/hub_server.py --root hub --port 8000 --mode lfs
 """
 
 import argparse
