@@ -122,8 +122,7 @@ def in_decay(revision: Revision) -> str:
 
 def schedule_rows(revision: Revision) -> Iterator[dict[str, str]]:
     """Each phase up to the revision's step."""
-    peaks = set(revision.record.peak_lrs)
-    peak = peaks.pop() if len(peaks) == 1 else 1.0
+    peak = 1.0 if revision.record.peak_lr is None else revision.record.peak_lr
     for start, end, segment in revision.record.schedule.spans():
         last = min(end or revision.step, revision.step)
         if start >= last:

@@ -24,7 +24,7 @@ _SECRET_NAME = re.compile(  # not any token: eos_token and its like are settings
     r"|(api|access|secret|private|openai|wandb)_?keys?$|passwords?$|passwd$|secrets?$"
 )
 SECRET_VALUE = re.compile(r"(?<![A-Za-z0-9])hf_(?=[A-Za-z]*\d)(?=[a-z\d]*[A-Z])[A-Za-z\d]{30,}")  # a hub token
-_BLANK = "hf_***"  # *** alone would be an alias in YAML
+BLANK = "hf_***"  # *** alone would be an alias in YAML
 _WORD = re.compile(r"""([\w.-]+)(\\?["']?\s*[:=])?""")  # with what makes it a key
 _YAML_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
 _YAML_PAIR = re.compile(rf"((?:- +)*)({_YAML_QUOTED}|[^\s\"'#[\]{{}},&*!|>%@`?][^#]*?)\s*:(?:\s+(.*))?$")
@@ -94,7 +94,7 @@ def scrub_arguments(argv: Sequence[str]) -> tuple[str, ...]:
         elif skip_value:
             skip_value = False
             continue
-        kept.append(SECRET_VALUE.sub(_BLANK, arg))
+        kept.append(SECRET_VALUE.sub(BLANK, arg))
     return tuple(kept)
 
 
@@ -106,7 +106,7 @@ def _argument_files(argv: Sequence[str]) -> dict[str, str]:
             if path.endswith((".json", ".yaml", ".yml")) and os.path.getsize(path) <= _LARGEST_ARGUMENT_FILE:
                 text = Path(path).read_text(encoding="utf-8")
                 text = _scrub_json(text) if path.endswith(".json") else _scrub_yaml(text)
-                files[path] = SECRET_VALUE.sub(_BLANK, text)
+                files[path] = SECRET_VALUE.sub(BLANK, text)
         except (OSError, ValueError):
             continue
     return files

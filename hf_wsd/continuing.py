@@ -68,7 +68,7 @@ def ways_on(revision: Revision, repo: str, *, exact: bool) -> Iterator[Way]:
     asked.append(("WSD, the stable phase goes on, then a decay", "wsd", [later]))
     asked.append(("WSD-S, a finished model at the end of each cycle", "wsd_s", [*past, first, 2 * first - begin]))
     climb = {} if exact else {"rewarmup_at": step, "rewarmup_steps": _warmup(record).steps or 0}
-    for title, kind, ends in asked if len(set(record.peak_lrs)) == 1 else ():
+    for title, kind, ends in asked if record.peak_lr is not None else ():
         plan = _Plan(kind=kind, ends=ends, fraction=fraction, shape=_shape(record, kind), kwargs=_kwargs(record, kind))
         if not _has_past(plan, record, step, climb):
             continue

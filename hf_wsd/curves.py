@@ -92,9 +92,7 @@ def schedule_picture(revision: Revision, file: Path) -> None:
 
 
 def _draw_lr(ax: Any, revision: Revision, per_step: int) -> None:
-    peaks = set(revision.record.peak_lrs)
-    peak = peaks.pop() if len(peaks) == 1 else None
-    schedule = revision.record.schedule
+    schedule, peak = revision.record.schedule, revision.record.peak_lr
     for start, end, segment in schedule.spans():
         last = min(end or revision.step, revision.step)
         if start < last:

@@ -11,21 +11,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from transformers import TrainerControl, TrainerState
 
 from hf_wsd.checkpoint import check_checkpoint, weights_alone
 from hf_wsd.errors import CheckpointError, SettingsError
+from hf_wsd.hub import BROKEN
 from hf_wsd.lineage import RECORD, Lineage, Parent
 from hf_wsd.segment import Phase
 
 STATE = "trainer_state.json"  # has the step: Trainer skips the data up to it
 _NO_CHECKPOINT = (".gitattributes", "README.md", "schedule.png", "curve.json")  # beside it, for readers
-_BROKEN: tuple[type[Exception], ...] = (
-    OSError,
-    RuntimeError,
-    *HfHubHTTPError.__bases__,
-)  # also the errors of the HTTP library, whichever it is
 _SPEC = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
@@ -143,7 +139,7 @@ def _explained(spec: str, token: str | None) -> Iterator[None]:
         ) from None
     except RevisionNotFoundError:
         raise CheckpointError(f"{repo} has no revision {revision}{_others(repo, revision, token)}") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise CheckpointError(
             f"{spec} could not be fetched ({type(error).__name__}: {error}). Repeat the command: it goes on with what "
             "has come already"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -24,14 +24,16 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from hf_wsd.bundle import File
 from hf_wsd.errors import PublishError, UnreachableError
+
+if TYPE_CHECKING:
+    from hf_wsd.bundle import File
 
 MAIN = "main"
 STAGING = "publishing-"
 _THE_HUBS_OWN = ".gitattributes"
 _LARGE = ("safetensors", "pt", "pth", "png")
-_BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)  # also the http library's own
+BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError, *HfHubHTTPError.__bases__)  # also the http library's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ class Hub:
             raise PublishError(f"{self.repo!r} is no repository: {_first_line(error)}") from error
         except OfflineModeIsEnabled as error:
             raise PublishError("HF_HUB_OFFLINE is set: unset it to publish") from error
-        except _BROKEN as error:
+        except BROKEN as error:
             self._forget()
             raise UnreachableError(
                 f"the hub cannot be reached, or the connection broke ({_first_line(error)}): repeat the command"

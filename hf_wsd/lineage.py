@@ -175,6 +175,16 @@ class Lineage:
         return before + (step - self.step) * self.tokens_per_step
 
     @property
+    def peak_lr(self) -> float | None:
+        """The peak lr that all parameter groups share; None where they differ.
+
+        >>> from hf_wsd.builders import wsd
+        >>> [Lineage(step=8, kind="fork", schedule=wsd(100), peak_lrs=lrs).peak_lr for lrs in ((0.1, 0.1), (0.1, 0.2))]
+        [0.1, None]
+        """
+        return self.peak_lrs[0] if len(set(self.peak_lrs)) == 1 else None
+
+    @property
     def fetched_from(self) -> Parent | None:
         """The commit on a hub (USER/NAME@COMMIT) that this checkpoint is a copy of, if it is one.
 

@@ -26,6 +26,7 @@ from hf_wsd.decision import DECISION, Decision
 from hf_wsd.family import read_run
 from hf_wsd.forking import Branch, fork_all, prepare
 from hf_wsd.plan import Decay, Plan
+from hf_wsd.pushing import push_strategy
 from hf_wsd.ranks import from_main
 from hf_wsd.shape_lookup import find_shape
 from hf_wsd.trackers import survive
@@ -148,8 +149,8 @@ def train_family(family: Family, make_trainer: Callable[[TrainingArguments], Tra
 
 def _make(make_trainer: Callable[[TrainingArguments], Trainer], args: TrainingArguments, *, again: bool) -> Trainer:
     """A Trainer. With --push_to_hub it asks the hub when it is made: once is enough, a lost hub stops no training."""
-    push, ours = args.push_to_hub, getattr(args.hub_strategy, "value", args.hub_strategy) == "end"
-    args.push_to_hub = push and not (again and ours)
+    push = args.push_to_hub
+    args.push_to_hub = push and not (again and push_strategy(args) == "end")
     trainer = make_trainer(args)
     trainer.args.push_to_hub = push
     return trainer

@@ -36,8 +36,7 @@ def plot_lr(ax: Axes, run: Run) -> Axes:
     tokens of a step.
     """
     per_step = run.tokens_per_step or 1
-    peaks = set(run.identity.peak_lrs)
-    peak = peaks.pop() if len(peaks) == 1 else None
+    peak = run.identity.peak_lr
     for member in run.walk(rewound=False):
         schedule = member.identity.schedule
         for phase, steps in _stretches(member):

@@ -80,6 +80,11 @@ class Pusher:
         )
 
 
+def push_strategy(args: TrainingArguments) -> str:
+    """The --hub_strategy of a run; ours have to ask for "end"."""
+    return str(getattr(args.hub_strategy, "value", args.hub_strategy))
+
+
 def take_over(args: TrainingArguments, settings: Settings) -> Pusher | None:
     """Have a run's decayed models pushed to their revisions instead of every save to `main`.
 
@@ -102,9 +107,8 @@ def take_over(args: TrainingArguments, settings: Settings) -> Pusher | None:
         )
     kwargs = args.lr_scheduler_kwargs or {}
     allowed = (*settings.allow, *(cast("allow", kwargs.get("allow")) or ()))
-    strategy = getattr(args.hub_strategy, "value", args.hub_strategy)
     if EVERY_SAVE not in allowed:
-        if strategy != "end":
+        if (strategy := push_strategy(args)) != "end":
             raise SettingsError(
                 f"--push_to_hub with --hub_strategy {strategy} would push every save to main, also the undecayed ones "
                 "that are no finished models. --hub_strategy end pushes each decayed model to its own revision when "

@@ -11,7 +11,7 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-from hf_wsd.command import SECRET_VALUE, is_secret
+from hf_wsd.command import BLANK, SECRET_VALUE, is_secret
 
 _PART = r"""[^\s/\\'"`:,;|<>()\[\]{}]+"""
 _PATH = re.compile(rf"(?<![\w.:/\\~<$}}*)-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\]{_PART})+[/\\]?")
@@ -66,7 +66,7 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    return _last_part(value) if isinstance(value, str) and _WHOLE_PATH.fullmatch(value) else value
+    return last_part(value) if isinstance(value, str) and _WHOLE_PATH.fullmatch(value) else value
 
 
 def leaks(folder: Path, *, secrets: Collection[str] = (), run: Path | None = None) -> Iterator[str]:
@@ -90,15 +90,20 @@ def leaks(folder: Path, *, secrets: Collection[str] = (), run: Path | None = Non
 
 
 def _clean_text(text: str) -> str:
-    text = SECRET_VALUE.sub("hf_***", text)
+    text = SECRET_VALUE.sub(BLANK, text)
     text = _FLAG.sub(lambda found: f"{found[1]} ***" if is_secret(found[1]) else found[0], text)
-    text = _PATH.sub(lambda found: _last_part(found[0]), text)
+    text = _PATH.sub(lambda found: last_part(found[0]), text)
     for name in _names():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "user", text)
     return text
 
 
-def _last_part(path: str) -> str:
+def last_part(path: str) -> str:
+    """A path without its folders, whichever way its slashes lean.
+
+    >>> last_part("/srv/models/tiny/"), last_part(r"C:\\models\\tiny")
+    ('tiny', 'tiny')
+    """
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 

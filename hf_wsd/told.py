@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from hf_wsd.demo import recipes_folder
 from hf_wsd.errors import RunError
 from hf_wsd.lineage import Command
-from hf_wsd.scrubbing import clean
+from hf_wsd.scrubbing import clean, last_part
 
 EMBEDDED = "the corpus embedded in hf_wsd"
 SHAPING = (  # flags that shape a model, and that a record does not hold
@@ -77,7 +77,7 @@ def data_of(command: Command | None) -> tuple[str | None, str | None]:
     flags = flags_of(command)
     if name := flags.get("dataset_name"):
         config = flags.get("dataset_config_name")
-        return last_part(name, hub_id(name, command)) + (f" ({config})" if config else ""), hub_id(name, command)
+        return (hub_id(name, command) or last_part(name)) + (f" ({config})" if config else ""), hub_id(name, command)
     if file := flags.get("train_file"):
         return last_part(file), None
     return (EMBEDDED if is_recipe(command) else None), None
@@ -91,16 +91,11 @@ def evaluation_of(command: Command | None) -> str:
     return f"{data}, held-out part" if data and is_recipe(command) else "the evaluation set of the training run"
 
 
-def last_part(name: str, known: str | None = None) -> str:
-    """The name itself if the hub has it, else a path without its folders."""
-    return known or re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-
-
 def showable(command: Command | None) -> dict[str, str]:
     """The flags that shape a model as others can repeat them: printable, files and folders by their last part."""
     flags, shown = flags_of(command), dict[str, str]()
     for name in SHAPING:
         if name in flags and flags[name].isprintable():
             value = flags[name]
-            shown[name] = last_part(value, hub_id(value, command)) if name in PLACES else clean(value)
+            shown[name] = (hub_id(value, command) or last_part(value)) if name in PLACES else clean(value)
     return shown
