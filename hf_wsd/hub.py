@@ -70,8 +70,11 @@ class Hub:
 
     def create(self, *, private: bool) -> None:
         """Make the repository, unless it is there."""
+        if MAIN in self.heads:
+            return
         with self._asked():
             self.repo = self._api.create_repo(self.repo, private=private, exist_ok=True).repo_id
+            self._forget()
             if MAIN not in self.heads:  # other servers than the hub make it without a first commit
                 large = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in _LARGE)
                 first = [CommitOperationAdd(_THE_HUBS_OWN, large.encode())]
