@@ -5,9 +5,10 @@ BIN    := .venv/bin
 READY  := .venv/.ready-$(TORCH)
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
-# What meets other packages: the trainer, the scheduler, accelerate, datasets, evaluate, typer, rich, matplotlib. `make test`
+CHROMIUM := .browser/node_modules/@sparticuz/chromium/bin
+# What meets other packages: the trainer, the scheduler, accelerate, datasets, evaluate, typer, rich, matplotlib, scipy. `make test`
 # has the newest of those; `make newest` adds what comes with other projects.
-MEETS_OLDEST := versions registration scheduler callback end_to_end loop no_trainer recipe blocks metric cli show plots report hub_server
+MEETS_OLDEST := versions registration scheduler callback end_to_end loop no_trainer recipe blocks metric cli show plots report page scaling forecast hub_server
 MEETS_NEWEST := versions registration end_to_end other_trainers trackers engines
 
 setup: $(READY)  ## the environment in .venv, torch first: the open range in pyproject would take a CUDA build
@@ -58,4 +59,14 @@ $(NEWEST)/.ready-$(TORCH): pyproject.toml
 bench: setup  ## speed as ratios, measured in one run
 	$(BIN)/python tests/bench/bench.py
 
-.PHONY: setup demo test test-fast check downstream oldest newest bench
+browser: setup  ## the pages of `hf-wsd report` in a real browser: Playwright, and Chromium for Linux from npm (70 MB)
+	$(BIN)/python -m pip install --quiet -e ".[test,browser]"
+	npm install --silent --no-save --prefix .browser @sparticuz/chromium@153
+	node -e 'fs.writeFileSync(".browser/chromium", zlib.brotliDecompressSync(fs.readFileSync("$(CHROMIUM)/chromium.br")), {mode: 0o755})'
+	node -e 'process.stdout.write(zlib.brotliDecompressSync(fs.readFileSync("$(CHROMIUM)/swiftshader.tar.br")))' | tar x -C .browser
+	$(BIN)/python -m pytest tests/test_browser.py
+
+figures: setup  ## the pictures of the measured comparison, drawn again from recipes/results
+	$(BIN)/python recipes/comparison_figures.py recipes/results/compare.jsonl --into recipes/figures
+
+.PHONY: setup demo test test-fast check downstream oldest newest bench browser figures

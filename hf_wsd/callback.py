@@ -254,9 +254,9 @@ class WSDCallback(TrainerCallback):
             logs["tokens"] = tokens
         logs["phase"] = phase.number
         if state.is_world_process_zero:
-            numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-            if "train_runtime" not in numbers or state.global_step == self._start.last_step:  # of a whole run
-                self._keeper.log({"step": state.global_step} | numbers | {"phase": phase.value})
+            row = {"step": state.global_step} | {k: v for k, v in logs.items() if isinstance(v, (int, float))}
+            if "train_runtime" not in row or state.global_step == self._start.last_step:  # of a whole run
+                self._keeper.log(row | {"phase": phase.value}, kwargs.get("eval_dataloader"))
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

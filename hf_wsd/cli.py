@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -17,9 +18,13 @@ from rich.console import Console
 from hf_wsd.adopting import adopt
 from hf_wsd.doctor import doctor
 from hf_wsd.errors import SettingsError, WSDError
+from hf_wsd.fitting import fit
+from hf_wsd.forecasting import forecast
+from hf_wsd.merging import merge
 from hf_wsd.planning import plan
 from hf_wsd.pruning import prune
 from hf_wsd.publishing import publish
+from hf_wsd.reporting import report
 from hf_wsd.rewinding import rewind
 from hf_wsd.shapes import shape_names
 
@@ -160,10 +165,14 @@ def _tell(branch: Any, event: str) -> bool:
 
 app.command("fork", hidden=True)(decay)
 app.command()(plan)
+app.command()(fit)
+app.command()(forecast)
+app.command()(merge)
 app.command()(adopt)
 app.command()(rewind)
 app.command()(prune)
 app.command()(publish)
+app.command()(report)
 app.command()(doctor)
 
 
@@ -196,21 +205,6 @@ def tree(run: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunFolder, as_json: AsJson = False) -> None:
-    """Table, cost and picture of RUN's family; written to RUN/report.md, .json and .png."""
-    from hf_wsd.family import read_run
-    from hf_wsd.report import make_report, write_report
-
-    files = write_report(run)
-    result = make_report(read_run(run))
-    if as_json:
-        _print_json(result.to_dict())
-    else:
-        out.print(result.to_table()) if out.is_terminal else print(result.to_markdown())
-    talk.print(f"written: {', '.join(str(file) for file in files.values())}")
-
-
-@app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder of the demo's trunk.")] = Path("demo"),
 ) -> None:
@@ -222,14 +216,14 @@ def demo(
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     train_trunk(output_dir)
     decay(output_dir)
-    report(output_dir)
+    report([output_dir])
 
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-_PAIRS = (["--decay-params"], ["--optimizer"])
+_PAIRS = (["--decay-params"], ["--optimizer"], ["--columns"], ["--where"])
 
 
 def spread(argv: Sequence[str]) -> list[str]:
@@ -249,10 +243,28 @@ def spread(argv: Sequence[str]) -> list[str]:
         before = spread_out[-2:-1]
         lengths = before in (["--budgets"], ["--at"], ["--steps"], ["--stable"])
         names = before == ["--allow"] and word in NAMES
-        if (lengths and is_length(word)) or (before in _PAIRS and "=" in word) or names:
+        asked = argv[0] in ("fit", "forecast") and before and _is_one_more(before[0], word)
+        if (lengths and is_length(word)) or (before in _PAIRS and "=" in word) or names or asked:
             spread_out += before
         spread_out.append(word)
     return [*spread_out, *argv[ours:]]
+
+
+def _is_one_more(option: str, word: str) -> bool:
+    """Whether a word is one more value of an option of `fit` or `forecast` that takes several."""
+    from hf_wsd.lengths import is_length
+    from hf_wsd.points import MIXABLE
+    from hf_wsd.shapes import SHAPES
+
+    if option in ("--fork", "--decay-steps", "--predict", "--parameters"):
+        return is_length(word)
+    if option in ("--decay-fraction", "--flops"):
+        return re.fullmatch(r"[\d.]+(e\+?\d+)?", word) is not None
+    if option == "--allow":
+        return word in MIXABLE
+    if option == "--decay-type":
+        return word in SHAPES
+    return (option == "--curve" and word.endswith(".csv")) or (option == "--only" and not word.startswith("-"))
 
 
 def main() -> None:

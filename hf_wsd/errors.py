@@ -13,6 +13,7 @@
     │   └── RecordError   a `wsd.json` that cannot be read
     ├── DataError         a corpus that cannot be read or packed
     ├── RunError          a run of a branch that failed, or that cannot be started again
+    ├── FitError          data from which no honest fit or forecast can be made
     └── PublishError      a model that cannot be published, or a revision that has changed on the hub
         └── UnreachableError  a hub that does not answer, or broke off: the same command goes on
 
@@ -67,6 +68,10 @@ class DataError(WSDError):
 
 class RunError(WSDError):
     """A run of a branch that failed, or that cannot be started again."""
+
+
+class FitError(WSDError):
+    """Data from which no honest fit or forecast can be made."""
 
 
 class PublishError(WSDError):

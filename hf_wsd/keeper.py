@@ -30,6 +30,7 @@ from hf_wsd.lock import ORPHANS, has_lock, release, take_lock
 from hf_wsd.mending import announce, conclude, finish_saves, link_checkpoint, make_way
 from hf_wsd.pushing import Pusher
 from hf_wsd.room import why_no_room
+from hf_wsd.samples import take_samples
 
 logger = logging.get_logger(__name__)
 PATIENCE_KEPT, PATIENCE_LAST = 60.0, 300.0  # seconds that a fork point, and the last checkpoint, wait for room on disk
@@ -61,12 +62,13 @@ class Keeper:
         self._prefix, self._pusher = prefix, pusher
         self._owed: dict[Path, Callable[[], None]] = {}
         self._rows: list[Mapping[str, Any]] = []  # that could not be written yet
+        self._evaluated: Any = None  # the evaluation set, once its fingerprint is taken
         self._size = 0  # bytes of the newest checkpoint
         self._unlock: finalize[[int], Keeper] | None = None
 
     def follow(self, base: Lineage, kinds: Mapping[int, str]) -> None:
         """From now on the run is another one: it was asked for its decay."""
-        self.base, self.kinds = base, kinds
+        self.base, self.kinds = replace(base, evaluation=self.base.evaluation), kinds
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
@@ -85,6 +87,8 @@ class Keeper:
         if aside := set_former_end_aside(self.run, self.base.schedule, step=step):
             logger.warning(f"hf_wsd: what was trained past step {step} on another schedule is a branch now: {aside}")
         cut_history(self.run, after=step)
+        told = [row["evaluation"] for row in read_history(self.run) if isinstance(row.get("evaluation"), str)]
+        self.base = replace(self.base, evaluation=[self.base.evaluation, *told][-1])
         checkpoint, kept = self.checkpoint(step), self.run / FORK_POINTS / self.checkpoint(step).name
         is_kept = step not in self.kinds or (kept.is_dir() and not cut_short(kept))
         if checkpoint.is_dir() and not ((checkpoint / RECORD).exists() and is_kept):
@@ -118,8 +122,18 @@ class Keeper:
         rows = [losses_of(row) for row in read_history(self.run) if row["step"] == step]
         return {name: loss for row in rows for name, loss in row.items()}
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Add a row to the run's history; one that finds no room is written with a later one."""
+    def log(self, row: Mapping[str, Any], evaluated: Any = None) -> None:
+        """Add a row to the run's history; one that finds no room is written with a later one.
+
+        Args:
+            row: what was logged.
+            evaluated: the data loader of the latest evaluation; its set is named in the row that has the loss.
+        """
+        if "eval_loss" in row and (dataset := getattr(evaluated, "dataset", None)) is not None:
+            if dataset is not self._evaluated:
+                self.base = replace(self.base, evaluation=take_samples(dataset).fingerprint)
+                self._evaluated = dataset
+            row = {**row, "evaluation": self.base.evaluation}
         self._rows.append(row)
         while self._rows:
             try:

@@ -100,8 +100,10 @@ class Lineage:
         tokens_per_step: tokens of one update over all processes; None where samples differ in length.
         tokens: tokens seen; None where nobody counted.
         parameters: trainable parameters, shared ones counted once.
+        parameters_without_embeddings: of them, those that `hf_wsd.model_size` calls no embeddings.
         peak_lrs: base lr of each parameter group.
         losses: what the evaluation at this step gave; empty where there was none.
+        evaluation: fingerprint of the set that the run is evaluated on, or "unknown".
         probe: loss on a fixed sequence, by which a copy of the model is known; see `hf_wsd.probe`.
         setup: batch, accumulation, processes, seed, precision, device, ...: what must match for equal bits.
         settings: what the launcher or the recipe was asked for (trunk, budgets, decay_fraction, ...).
@@ -138,8 +140,10 @@ class Lineage:
     tokens_per_step: int | None = None
     tokens: int | None = None
     parameters: int | None = None
+    parameters_without_embeddings: int | None = None
     peak_lrs: tuple[float, ...] = ()
     losses: Mapping[str, float] = field(default_factory=dict)
+    evaluation: str = "unknown"
     probe: float | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,12 +1,13 @@
 """Pictures of a family: what its lr did, and what that did to the loss.
 
-Functions take a run and an Axes and return the Axes; every lr is the schedule's own. Only `family_figure` loads
-matplotlib, and it makes a Figure without pyplot's global state: it works without a display and in threads.
+Functions take a run and an Axes and return the Axes; every lr is the schedule's own. Only `family_figure` and
+`families_figure` load matplotlib, and they make a Figure without pyplot's global state: they work without a display and
+in threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 TRUNK, TRAINING, DECAY = "#5f5f5f", "#c9c9c9", "#d55e00"  # greys, and vermilion of Okabe and Ito: safe for all eyes
 WIDE_RANGE = 20  # end of the longest model / first fork point from which the x axis is logarithmic
 POINTS = 200  # drawn of one curve
+LABELS = 12  # ends of decays; of more, the first and the last alone have their label
+FAMILIES = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#d55e00", "#5f5f5f")  # Okabe and Ito
 End = tuple[int, float, str]  # step, loss and budget of a decayed model
 
 
@@ -87,7 +90,8 @@ def plot_losses(ax: Axes, run: Run) -> Axes:
             if end in own and member.has_saved(end):
                 _mark(ax, end * per_step, own[end], filled=True)
                 ends.append((end, own[end], _budget(member, end)))
-    groups = _close_together(ax, sorted(ends), per_step)
+    ends.sort()
+    groups = _close_together(ax, ends if len(ends) <= LABELS else [ends[0], ends[-1]], per_step)
     _cut_steep_start(ax, run, lines=max(map(len, groups), default=0))
     for group in groups:
         _label(ax, group, per_step, trunk)
@@ -214,3 +218,64 @@ def family_figure(run: Run, *, title: str = "") -> Figure:
         ax.yaxis.label.set_size(13)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=15)
     return figure
+
+
+def families_figure(runs: Mapping[str, Run], *, title: str = "") -> Figure:
+    """Decayed losses of several families over tokens (log scale): 1600 x 960 pixels when saved.
+
+    Args:
+        runs: trunks by what their line is called; labels stand at the ends of the lines.
+        title: the claim that the picture makes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), dpi=160, layout="constrained")
+    ax = figure.subplots()
+    tails: list[tuple[float, str, str]] = []
+    for at, (name, run) in enumerate(runs.items()):
+        color, marker = FAMILIES[at % len(FAMILIES)], "os^Dv"[at // len(FAMILIES) % 5]
+        points = [point for member in run.walk(rewound=False) if not member.changed for point in _decayed(member)]
+        if points:
+            ax.plot(*zip(*sorted(points), strict=True), marker + "-", color=color, linewidth=2.2, markersize=8)
+            tails.append((sorted(points)[-1][1], name, color))
+    ax.set_xscale("log")
+    ax.set_xlabel("tokens seen (log scale)")
+    ax.set_ylabel("decayed loss")
+    if not tails:
+        ax.annotate(
+            "no decayed model with an evaluation", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=13
+        )
+    _scale_log(ax)
+    _label_lines(ax, sorted(tails))
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=15)
+    return figure
+
+
+def _decayed(run: Run) -> Iterator[tuple[float, float]]:
+    """Tokens and loss of each finished model of a run."""
+    for _, end in run.decays():
+        tokens, loss = run.tokens_at(end), run.losses_at(end).get("loss")
+        if run.has_saved(end) and tokens and loss is not None and isfinite(loss):
+            yield tokens, loss
+
+
+def _scale_log(ax: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_tokens(x)))
+    ax.tick_params(labelsize=12)
+    ax.xaxis.label.set_fontsize(13)
+    ax.yaxis.label.set_fontsize(13)
+
+
+def _label_lines(ax: Axes, tails: list[tuple[float, str, str]]) -> None:
+    """The name of each line beside its last mark, moved up where it would meet the one below."""
+    low, high = ax.get_ylim()
+    place = -1.0
+    for loss, name, color in tails:
+        place = max((loss - low) / (high - low), place + 0.055)
+        style: dict[str, Any] = {"color": color, "weight": "bold", "fontsize": 12, "va": "center", "parse_math": False}
+        ax.annotate(name, (1.01, place), xycoords="axes fraction", annotation_clip=False, **style)

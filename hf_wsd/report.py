@@ -1,24 +1,18 @@
-"""What a family gave and what it cost: a table and a picture, all read from records and histories."""
+"""What a family gave and what it cost, read from records and histories: the numbers of its page."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
-from hf_wsd.family import Run, read_run
-from hf_wsd.history import write_atomically
+from hf_wsd.family import Run
 from hf_wsd.lengths import Length, show_tokens
+from hf_wsd.page import Grid
 from hf_wsd.plan import training_flops
-from hf_wsd.plots import family_figure
+from hf_wsd.retention import copies
 from hf_wsd.sameness import describe
 from hf_wsd.segment import Phase
 
@@ -52,6 +46,8 @@ class Row:
         differs: how it is not what a straight run would have been; "" if nothing is known to differ.
         changed: what its decay has beside a falling lr: data, arguments, settings of the optimizer.
         control: the run with the same decay but for that.
+        shape: of its decay; None where the schedule has several steps of a constant lr instead.
+        model: folder of the checkpoint that holds it, relative to the trunk's; None where there is none (any more).
     """
 
     run: str
@@ -68,16 +64,37 @@ class Row:
     differs: str = ""
     changed: str = ""
     control: str | None = None
+    shape: str | None = None
+    model: str | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """How far the loss fell from the fork point to the end."""
+        return _difference(self.trunk_loss_at_fork, self.loss)
+
+    @property
+    def gain(self) -> float | None:
+        """How far the model ends below the undecayed trunk that has seen as many tokens."""
+        return _difference(self.trunk_loss_at_end, self.loss)
+
+    @property
+    def name(self) -> str:
+        """Of its branch; "-" where the trunk itself made it."""
+        return "-" if self.run == "." else Path(self.run).name
+
+    @property
+    def budget(self) -> str:
+        """Tokens as they were asked for, and as they are."""
+        seen = "-" if self.tokens is None else show_tokens(self.tokens)
+        in_tokens = self.requested and Length(self.requested).tokens
+        return f"{self.requested} ({seen})" if in_tokens else seen
 
     def cells(self) -> list[str]:
         """The texts below COLUMNS."""
         losses = (self.trunk_loss_at_fork, self.trunk_loss_at_end, self.loss, self.bits_per_byte)
         texts = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
         texts[2] = texts[2] if self.finished else "unfinished"
-        seen = "-" if self.tokens is None else show_tokens(self.tokens)
-        in_tokens = self.requested and Length(self.requested).tokens
-        budget = f"{self.requested} ({seen})" if in_tokens else seen
-        return [budget, str(self.fork), str(self.end), *texts, "-" if self.run == "." else Path(self.run).name]
+        return [self.budget, str(self.fork), str(self.end), *texts, self.name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +136,16 @@ class Report:
     @property
     def claim(self) -> str:
         """What the decays did for the loss, in one sentence: against the trunk at equal tokens where that is known."""
-        gains = _differences((row.trunk_loss_at_end, row.loss) for row in self.rows)
-        drops = _differences((row.trunk_loss_at_fork, row.loss) for row in self.rows)
-        if gains and min(gains) > 0:
+        rows = [row for row in self.rows if not row.changed] or self.rows  # other data are no merit of the decay
+        gains = [row.gain for row in rows if row.gain is not None]
+        drops = [row.drop for row in rows if row.drop is not None]
+        if gains and all(gain > 0 for gain in gains):  # one that has diverged is not
             return f"Decays end {_range(gains)} below the trunk's loss at equal tokens"
         if gains:
             return (
                 f"{sum(gain > 0 for gain in gains)} of {len(gains)} decays end below the trunk's loss at equal tokens"
             )
-        if drops and min(drops) > 0:
+        if drops and all(drop > 0 for drop in drops):
             return f"Decays lower the loss by {_range(drops)}"
         if not self.rows:
             return "No decays yet"
@@ -156,13 +174,27 @@ class Report:
         return asdict(self) | {"rows": rows, "saving": self.saving, "claim": self.claim} | costs
 
     def notes(self) -> Iterator[str]:
-        """Sentences below the table: what changed decays gave, cost, saving, what is left out, what is missing."""
+        """Sentences below the table: on the models, then on what they cost."""
+        yield from self.model_notes()
+        yield from self.cost_notes()
+
+    def model_notes(self) -> Iterator[str]:
+        """What changed decays gave, what differs from a straight run, what is missing."""
         losses = {row.run: row.loss for row in self.rows}
         for row in self.rows:
             control = losses.get(row.control or "")
             if row.loss is not None and control is not None:
                 gain = f"{abs(control - row.loss):.3f} {'below' if row.loss < control else 'above'}"
                 yield f"{row.changed}: {gain} its control, {Path(str(row.control)).name} ({control:.3f})."
+        if differing := [f"{Path(row.run).name or row.run} ({row.differs})" for row in self.rows if row.differs]:
+            yield f"Not the bits of a straight run: {', '.join(differing)}."
+        if not self.rows:
+            yield "`hf-wsd decay` trains decayed models off its checkpoints."
+        elif all(loss is None for row in self.rows for loss in (row.trunk_loss_at_fork, row.loss)):
+            yield "No evaluation at a fork point or an end: train with `--eval_strategy steps` and an evaluation set."
+
+    def cost_notes(self) -> Iterator[str]:
+        """Cost, saving, and what is not counted."""
         if self.saving is not None:
             yield f"Family: {self._cost(self.family_steps)}."
             yield f"Separate runs of the same budgets: {self._cost(self.separate_steps)}. Saving: {self.saving:.1%}."
@@ -172,12 +204,6 @@ class Report:
                 yield f"Not counted: what the trunk did after step {self.trunk_steps}, up to step {self.steps_done}."
         if unfinished := sum(not row.finished for row in self.rows):
             yield f"Not counted: unfinished decays ({unfinished} of {len(self.rows)})."
-        if differing := [f"{Path(row.run).name or row.run} ({row.differs})" for row in self.rows if row.differs]:
-            yield f"Not the bits of a straight run: {', '.join(differing)}."
-        if not self.rows:
-            yield "`hf-wsd decay` trains decayed models off its checkpoints."
-        elif all(loss is None for row in self.rows for loss in (row.trunk_loss_at_fork, row.loss)):
-            yield "No evaluation at a fork point or an end: train with `--eval_strategy steps` and an evaluation set."
 
     def _cost(self, steps: int) -> str:
         tokens, flops = self.tokens(steps), self.flops(steps)
@@ -187,29 +213,15 @@ class Report:
         return " = ".join(parts)
 
     def to_markdown(self) -> str:
-        """The page: claim, table, cost."""
-        heads, *rows = self.table()
-        rule = ["---:"] * (len(COLUMNS) - 1) + ["---"] * (1 + len(heads) - len(COLUMNS))
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
+        """Claim, table, cost."""
+        heads, *rows = map(tuple, self.table())
+        table = Grid(heads=heads, rows=tuple(rows), words=heads[len(COLUMNS) - 1 :])
         notes = "\n".join(f"- {note}" for note in self.notes())
-        return f"# {self.run}\n\n{self.claim}.\n\n{table}\n\n{notes}\n"
-
-    def to_table(self) -> Table:
-        """The same page for a terminal."""
-        notes = "\n".join(self.notes())
-        table = Table(title=self.claim, caption=notes, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
-        heads, *rows = self.table()
-        for column in COLUMNS[:-1]:
-            table.add_column(column, justify="right", min_width=7)
-        for column in heads[len(COLUMNS) - 1 :]:
-            table.add_column(column, no_wrap=column == COLUMNS[-1])
-        for cells in rows:
-            table.add_row(*map(Text, cells))
-        return table
+        return f"# {self.run}\n\n{self.claim}.\n\n{table.markdown()}\n\n{notes}\n"
 
 
-def _differences(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
-    return [high - low for high, low in pairs if high is not None and low is not None]
+def _difference(high: float | None, low: float | None) -> float | None:
+    return None if high is None or low is None else high - low
 
 
 def _range(values: list[float]) -> str:
@@ -252,7 +264,15 @@ def _row(trunk: Run, run: Run, fork: int, end: int) -> Row:
         differs=describe(run.latest) if run.records else "",
         changed=run.changed,
         control=_control(trunk, run),
+        shape=_shape(run, end),
+        model=next((folder.relative_to(trunk.path).as_posix() for folder in copies(run, end)[::-1]), None),
     )
+
+
+def _shape(run: Run, end: int) -> str | None:
+    """The shape of the decay that ends at a step."""
+    spans = run.identity.schedule.spans()
+    return next((segment.shape for _, stop, segment in spans if stop == end and segment.shape != "constant"), None)
 
 
 def _control(trunk: Run, run: Run) -> str | None:
@@ -260,20 +280,3 @@ def _control(trunk: Run, run: Run) -> str | None:
     plain = (other for other in trunk.branches if not other.changed and run.changed)
     found = [other for other in plain if other.identity.schedule == run.identity.schedule]
     return found[0].path.relative_to(trunk.path).as_posix() if found else None
-
-
-def write_report(folder: Path | str) -> dict[str, Path]:
-    """Write report.md, report.json and report.png into a run's folder; returns their paths by suffix.
-
-    Raises:
-        RecordError: the folder is no run of hf_wsd.
-    """
-    run = read_run(folder)
-    report = make_report(run)
-    files = {suffix: run.path / f"report.{suffix}" for suffix in ("md", "json", "png")}
-    write_atomically(files["md"], report.to_markdown() + f"\n![{report.claim}](report.png)\n")
-    write_atomically(files["json"], json.dumps(report.to_dict(), indent=1) + "\n")
-    new = files["png"].with_name(f".report.png.{os.getpid()}")
-    family_figure(run, title=report.claim).savefig(new, format="png")
-    new.replace(files["png"])
-    return files

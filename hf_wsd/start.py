@@ -22,6 +22,7 @@ from hf_wsd.job import Job
 from hf_wsd.keeper import package_versions
 from hf_wsd.lengths import to_steps
 from hf_wsd.lineage import RECORD, Lineage, Parent
+from hf_wsd.model_size import count_parameters
 from hf_wsd.moved import remaining, rewound_run
 from hf_wsd.overrides import use_in_decay
 from hf_wsd.plan import Plan, read_budgets
@@ -146,7 +147,7 @@ def start_run(scheduler: WSDScheduler, settings: Settings, job: Job, *, model: A
         intent=intent,
         parent=parent,
         tokens_per_step=per_step["tokens_per_step"],
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) if model is not None else None,
+        **count_parameters(model),
         settings=asked,
         data=samples.fingerprint,
         decay_data=decay_data,
@@ -239,6 +240,7 @@ def _record(scheduler: WSDScheduler, job: Job, others: Mapping[str, Lineage | No
         tokens=before.tokens if before else None,
         peak_lrs=tuple(scheduler.peak_lrs),
         losses=before.losses if before else {},
+        evaluation=before.evaluation if before else "unknown",
         setup=job.setup,
         arguments=planned.arguments if planned else (),
         moved_data=next((r.moved_data for r in (planned, others["rewound"], before) if r), ()),

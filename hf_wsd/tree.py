@@ -19,6 +19,14 @@ from hf_wsd.stock import stock_flags
 
 
 def render_tree(run: Run) -> Tree:
+    """The tree of a family, and what all of it takes on disk."""
+    tree = family_tree(run)
+    branches = used_bytes(run.path / BRANCHES)
+    tree.add(Text(f"on disk: {show_bytes(used_bytes(run.path))}, branches {show_bytes(branches)} of it"))
+    return tree
+
+
+def family_tree(run: Run) -> Tree:
     """The trunk with its kept checkpoints, why and at what cost in disk, and below its fork point each branch."""
     schedule, done = run.identity.schedule, run.steps_done
     phase = schedule.phase(max(done - 1, 0)).value
@@ -31,8 +39,6 @@ def render_tree(run: Run) -> Tree:
         steps = ", ".join(str(checkpoint.step) for checkpoint in periodic)
         size = used_bytes(*(folder for checkpoint in periodic for folder in checkpoint.folders))
         tree.add(Text(f"periodic, until newer ones come: step {steps}, {show_bytes(size)}"))
-    branches = used_bytes(run.path / BRANCHES)
-    tree.add(Text(f"on disk: {show_bytes(used_bytes(run.path))}, branches {show_bytes(branches)} of it"))
     return tree
 
 

@@ -71,6 +71,8 @@ from hf_wsd.ranks import leave
 from hf_wsd.scheduler import find_wsd_scheduler
 
 PRESETS = {  # layers, heads, width; the name counts parameters at vocabulary 2048, from 124M on at GPT-2's 50257
+    "0.1M": (2, 2, 32),
+    "0.25M": (2, 2, 64),
     "0.5M": (3, 3, 96),
     "2M": (5, 5, 160),
     "10M": (6, 6, 336),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from trainer_runs import FAMILY, SCRIPT, same_weights, train_here
-from transformers import TrainerCallback, trainer
+from transformers import AutoModelForCausalLM, TrainerCallback, trainer
 
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.family import read_run
@@ -38,6 +38,25 @@ def test_fork_points_are_saved_evaluated_and_recorded(trunk):
     assert {step: record.kind for step, record in records.items()} == {15: "fork", 30: "fork"}
     assert all(record.losses["loss"] > 0 for record in records.values())
     assert records[15].tokens == 15 * 4 * 16
+
+
+def test_records_count_parameters_with_and_without_embeddings(trunk):
+    model = AutoModelForCausalLM.from_pretrained(trunk)
+    tables = sum(
+        weight.numel() for name, weight in model.named_parameters() if name.endswith(("wte.weight", "wpe.weight"))
+    )
+    record = read_run(trunk).latest
+    assert (record.parameters, record.parameters_without_embeddings) == (
+        model.num_parameters(),
+        model.num_parameters() - tables,
+    )
+
+
+def test_records_name_the_set_that_their_losses_come_from(trunk):
+    rows = [row["evaluation"] for row in read_history(trunk) if "eval_loss" in row]
+    names = {record.evaluation for record in read_run(trunk).records.values()} | {*rows}
+    assert len(names) == 1
+    assert names.isdisjoint({"unknown", read_run(trunk).latest.data})
 
 
 def test_trunk_is_evaluated_where_a_decayed_model_will_end(trunk):

@@ -56,7 +56,7 @@ def test_tree_shows_the_fork_points(hf_wsd, trunk):
 def test_report_writes_page_numbers_and_picture(hf_wsd, trunk):
     code, out, _ = hf_wsd("report", trunk)
     assert code == 0
-    assert all((trunk / f"report.{suffix}").stat().st_size > 0 for suffix in ("md", "json", "png"))
+    assert all((trunk / f"report.{suffix}").stat().st_size > 0 for suffix in ("html", "md", "json", "png", "svg"))
     assert "hf-wsd decay" in out
 
 
@@ -73,6 +73,7 @@ def test_report_writes_page_numbers_and_picture(hf_wsd, trunk):
         (("decay", "{trunk}", "--name", "one"), "2 are asked for"),
         (("decay", "/nowhere"), "is no run of hf_wsd"),
         (("report", "/nowhere"), "is no run of hf_wsd"),
+        (("report", "{trunk}", "{trunk}"), "give --output FOLDER"),
         (("cooldown", "{trunk}", "--at", "3"), "did you mean `hf-wsd decay`"),
     ],
 )

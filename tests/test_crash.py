@@ -197,6 +197,10 @@ def test_lost_record_is_written_again_with_its_losses(run):
     train_here(run, "--max_steps", 12, *flags, "--resume_from_checkpoint", run / "checkpoint-8", launch=("--trunk",))
     again = Lineage.read(run / "checkpoint-8")
     assert (again.losses, again.tokens, again.schedule) == (written.losses, written.tokens, written.schedule)
+    assert (again.evaluation, again.parameters_without_embeddings) == (
+        written.evaluation,
+        written.parameters_without_embeddings,
+    )
 
 
 @pytest.mark.slow

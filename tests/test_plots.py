@@ -13,7 +13,7 @@ from hf_wsd.builders import wsd, wsd_s
 from hf_wsd.family import read_run
 from hf_wsd.history import append_history
 from hf_wsd.lineage import BRANCHES, Lineage, Parent
-from hf_wsd.plots import DECAY, TRUNK, family_figure, plot_losses, plot_lr
+from hf_wsd.plots import DECAY, LABELS, TRUNK, families_figure, family_figure, plot_losses, plot_lr
 
 TOKENS = 64  # of one step
 PEAK = 0.01
@@ -197,6 +197,24 @@ def test_a_diverged_loss_is_left_out(tmp_path):
     figure = family_figure(read_run(tmp_path))
     FigureCanvasAgg(figure).draw()
     assert drawn(figure.axes[0], "end") == []
+
+
+def test_of_very_many_models_the_first_and_the_last_have_a_label(tmp_path):
+    save(tmp_path, 10, TRUNK_SCHEDULE)
+    ends = range(20, 20 + 10 * (LABELS + 1), 10)
+    for end in ends:
+        add_branch(tmp_path, 10, end, {end: 2 + 10 / end})
+    labels = [text.get_text() for text in plot_losses(axes(), read_run(tmp_path)).texts]
+    assert [label.partition("\n")[2] for label in labels if "\n" in label] == ["2.500", f"{2 + 10 / ends[-1]:.3f}"]
+
+
+def test_each_family_is_a_line_of_its_models_with_a_label_that_meets_no_other(family):
+    figure = families_figure({"a": read_run(family), "b": read_run(family), "c": read_run(family)})
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[40 * TOKENS, 2.0]]] * 3
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)]
 
 
 def test_the_picture_has_1600_by_1000_pixels(family, tmp_path):

@@ -99,6 +99,7 @@ def test_model_can_be_continued_from_a_saved_one(tmp_path):
 @pytest.mark.parametrize(
     ("preset", "vocabulary", "block_size", "millions"),
     [
+        *(("0.1M", 2048, 256, 0.1), ("0.25M", 2048, 256, 0.25)),
         *(("0.5M", 2048, 256, 0.5), ("2M", 2048, 256, 2), ("10M", 2048, 256, 10), ("30M", 2048, 256, 30)),
         *(("124M", 50257, 1024, 124), ("350M", 50257, 1024, 350)),
     ],

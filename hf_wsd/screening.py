@@ -1,0 +1,150 @@
+"""Which decayed models may share one scaling law, and what must be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from math import isfinite
+
+from hf_wsd.errors import FitError
+from hf_wsd.lengths import show_tokens
+from hf_wsd.points import MIXABLE, SIZES, Point
+
+LEAST_BUDGETS = 3  # for a fit: the law of one size has three parameters
+EXPONENT_BUDGETS, EXPONENT_SPAN = 4, 8.0  # for an exponent: from fewer, exponents of twin runs differ by a factor of 2
+# Below so many steps it is the steps of a decay that count, not its fraction: from one fork point of the demo's trunk
+# (0.5M parameters, step 1250), decays of 10, 20, 40 and 80 steps lowered the loss by 0.022, 0.049, 0.081 and 0.117.
+LEAST_DECAY_STEPS = 50
+
+
+def screen(
+    points: Iterable[Point], *, size: str = "parameters", allow: Collection[str] = ()
+) -> tuple[tuple[Point, ...], tuple[str, ...]]:
+    """The points that one law may describe, by size and tokens, and sentences on what is left out or doubtful.
+
+    Args:
+        points: decayed models.
+        size: the count that is N, of `points.SIZES`.
+        allow: differences between the models that are meant, of `points.MIXABLE`.
+
+    Raises:
+        FitError: models that no one law describes, or too few budgets.
+
+    >>> few = [Point(tokens=tokens, loss=3.0) for tokens in (1000, 2000)]
+    >>> screen(few)
+    Traceback (most recent call last):
+        ...
+    hf_wsd.errors.FitError: a law needs at least 3 budgets, and there are 2 (1K, 2K): train more decays (`hf-wsd decay \
+RUN --budgets ...`)
+    """
+    if size not in SIZES:
+        raise FitError(f"a size is {' or '.join(SIZES)}, not {size!r}")
+    if unknown := [name for name in allow if name not in MIXABLE]:
+        raise FitError(f"models may differ on purpose in {', '.join(MIXABLE)}, not in {unknown[0]!r}")
+    given = list(points)
+    kept = [point for point in given if isfinite(point.loss) and point.loss > 0]
+    warnings = [_left_out(given, kept)] if len(kept) < len(given) else []
+    for name in MIXABLE:
+        if name not in allow:
+            _refuse_mixture(kept, name, size)
+    sizes = {point.size(size) for point in kept}
+    if None in sizes and len(sizes) > 1:
+        unsized = [point.run for point in kept if point.size(size) is None]
+        raise FitError(f"{len(unsized)} of {len(kept)} models have no {size}: {_some(unsized)}. Leave them out")
+    _refuse_few(kept, size)
+    warnings += _doubts(kept)
+    return tuple(sorted(kept, key=lambda point: (point.size(size) or 0, point.tokens, point.run))), tuple(warnings)
+
+
+def _left_out(given: Sequence[Point], kept: Sequence[Point]) -> str:
+    lost = [point.run or show_tokens(point.tokens) for point in given if point not in kept]
+    return f"Left out: {len(lost)} of {len(given)} models without a finite loss (unfinished or diverged): {_some(lost)}"
+
+
+def _refuse_mixture(points: Sequence[Point], name: str, size: str) -> None:
+    """Refuse models that differ in one thing; a peak lr may differ between sizes."""
+    groups = {point.size(size) for point in points} if name == "peak_lr" else {None}
+    for group in groups:
+        own = [point for point in points if name != "peak_lr" or point.size(size) == group]
+        values = distinct([getattr(point, name) for point in own])
+        if len(values) > 1:
+            counts = ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
+            raise FitError(
+                f"models with different {name} ({counts}) are not one law's: pick one with --where {name}="
+                f"{values[0]}, or mix them on purpose with --allow {name}"
+            )
+
+
+def distinct(values: Iterable[object]) -> list[object]:
+    """Values that differ, `None` (unknown) left out; numbers within 5 % are equal: a fraction is rounded to steps.
+
+    >>> distinct([0.2, 0.1995, None, 0.1]), distinct(["linear", "linear"])
+    ([0.1, 0.1995], ['linear'])
+    """
+    known = {value for value in values if value is not None}
+    numbers = sorted(value for value in known if isinstance(value, (int, float)))
+    found: list[object] = [*sorted(str(value) for value in known if not isinstance(value, (int, float)))]
+    last = None
+    for number in numbers:
+        if last is None or number > 1.05 * last:
+            found.append(number)
+            last = number
+    return found
+
+
+def budgets_of(points: Iterable[Point]) -> list[int]:
+    """The token budgets of models, shortest first; those within 5 % are one.
+
+    >>> budgets_of(Point(tokens=tokens, loss=3.0) for tokens in (2000, 1000, 1001))
+    [1000, 2000]
+    """
+    return [int(tokens) for tokens in distinct(point.tokens for point in points) if isinstance(tokens, (int, float))]
+
+
+def _refuse_few(points: Sequence[Point], size: str) -> None:
+    budgets, sizes = budgets_of(points), distinct(point.size(size) for point in points)
+    if len(budgets) < LEAST_BUDGETS:
+        shown = ", ".join(map(show_tokens, budgets)) or "none"
+        raise FitError(
+            f"a law needs at least {LEAST_BUDGETS} budgets, and there are {len(budgets)} ({shown}): train more decays "
+            "(`hf-wsd decay RUN --budgets ...`)"
+        )
+    if len(sizes) > 1 and len(points) < 5:
+        raise FitError(
+            f"a law of sizes and tokens needs at least 5 models, and there are {len(points)} of {len(sizes)} sizes"
+        )
+
+
+def _doubts(points: Sequence[Point]) -> Iterable[str]:
+    short = [point for point in points if point.decay_steps is not None and 0 < point.decay_steps < LEAST_DECAY_STEPS]
+    if short:
+        least = min(point.decay_steps or 0 for point in short)
+        yield (
+            f"{len(short)} of {len(points)} models have a decay of fewer than {LEAST_DECAY_STEPS} steps (down to "
+            f"{least}): so short a decay lowers the loss less than its fraction does later, and bends the law"
+        )
+    for name in MIXABLE:
+        unknown = sum(getattr(point, name) is None for point in points)
+        if 0 < unknown < len(points):
+            yield f"The {name} of {unknown} of {len(points)} models is not known: taken to be that of the others"
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def quotes_exponents(points: Sequence[Point], size: str) -> str:
+    """Why the exponents of a law of these models cannot be quoted; "" where they can.
+
+    >>> quotes_exponents([Point(tokens=1000 * 2**i, loss=3.0) for i in range(4)], "parameters")
+    ''
+    """
+    budgets, sizes = budgets_of(points), distinct(point.size(size) for point in points)
+    if len(budgets) < EXPONENT_BUDGETS:
+        return f"{len(budgets)} budgets (it takes {EXPONENT_BUDGETS})"
+    span = budgets[-1] / budgets[0]
+    if span < 0.99 * EXPONENT_SPAN:
+        return f"budgets over a span of {span:.3g} (it takes {EXPONENT_SPAN:g})"
+    if len(sizes) == 2:
+        return "2 sizes (it takes 3)"
+    return ""

@@ -1,0 +1,74 @@
+"""The tables of a comparison in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from comparison import ARMS, BASELINE, Comparison
+
+from hf_wsd.lengths import show_tokens
+from hf_wsd.plan import Plan
+
+
+def describe(comparison: Comparison) -> Iterator[str]:
+    """The page of a comparison: losses, costs, the trap."""
+    yield "| budget (steps) | arm | peak lr | trunk loss at the fork | loss | against cosine | |"
+    yield "| ---: | --- | ---: | ---: | ---: | ---: | --- |"
+    for row in sorted(comparison.rows(), key=lambda row: row["budget"]):
+        if row["loss"] is None:
+            continue
+        difference, fork = row["difference"], row["trunk_loss_at_fork"]
+        edge = " (edge of the grid)" if row["at_edge_of_grid"] else ""
+        apart = f"{difference['mean']:+.4f}{_spread(difference['spread'])}" if difference else "-"
+        verdict = difference["verdict"] if difference and row["arm"] != BASELINE else ""
+        start = "-" if fork is None else f"{fork:.4f}"
+        loss = f"{row['loss']:.4f}{_spread(row['spread'])}"
+        yield f"| {row['budget']} | {row['arm']} | {row['peak_lr']:g}{edge} | {start} | {loss} | {apart} | {verdict} |"
+    yield ""
+    yield "| arm | updates | part of the separate cosine runs | wall-clock, s | part of theirs |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for cost in comparison.costs():
+        clock = "-" if cost["seconds"] is None else f"{cost['seconds']:.0f}"
+        part, ratio = (_part(cost[key]) for key in ("tokens_ratio", "seconds_ratio"))
+        yield f"| {cost['arm']} | {cost['updates']:,} | {part} | {clock} | {ratio} |"
+    yield ""
+    for budget, gap in comparison.trap().items():
+        apart = f"{gap.mean:+.4f}{_spread(gap.spread)}"
+        yield f"- The longest cosine run at step {budget}: {apart} nats against the run of that length."
+
+
+def family_table(comparison: Comparison, arm: str) -> Iterator[str]:
+    """A family against the baseline: a row for each budget, with what all models up to that budget cost in tokens.
+
+    Args:
+        comparison: with the baseline and the arm.
+        arm: one of kind "family".
+    """
+    fraction = float(ARMS[arm].flags[ARMS[arm].flags.index("--decay_fraction") + 1])
+    heads = ("budget", "trunk loss at the fork", "decayed loss", "tuned cosine", "difference")
+    yield f"| {' | '.join(heads)} | tokens paid so far: family | separate runs |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for place, budget in enumerate(comparison.budgets, 1):
+        plan = Plan.of_budgets([str(one) for one in comparison.budgets[:place]], decay_fraction=fraction)
+        difference, scale = comparison.difference(arm, budget), comparison.tokens_per_step or 1
+        if difference is None:
+            continue
+        cells = [
+            show_tokens(budget * scale),
+            f"{fmean(comparison.losses(arm, budget, of='fork_losses').values()):.4f}",
+            f"{fmean(comparison.losses(arm, budget).values()):.4f}",
+            f"{fmean(comparison.losses(BASELINE, budget).values()):.4f}",
+            f"{difference.mean:+.4f}{_spread(difference.spread)}",
+            show_tokens(plan.family_steps * scale),
+            show_tokens(plan.separate_steps * scale),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _spread(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.4f}"
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

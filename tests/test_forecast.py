@@ -1,0 +1,185 @@
+"""Forecasts of families whose losses a known law has made, on disk as training leaves them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_loss_laws import MULTI_POWER, PEAK, family, lrs_of
+
+from hf_wsd.builders import wsd, wsd_s
+from hf_wsd.cli import main, spread
+from hf_wsd.errors import FitError
+from hf_wsd.family import read_run
+from hf_wsd.forecast import Forecaster
+from hf_wsd.forecasting import longer
+from hf_wsd.history import append_history
+from hf_wsd.lineage import BRANCHES, Lineage, Parent
+from hf_wsd.loss_curves import curves_of
+
+WARMUP, NOISE = 200, 0.002
+TRUNK = wsd(num_warmup_steps=WARMUP, num_decay_steps=0)
+
+
+def write_run(folder, schedule, steps, *, fork=0, last=10_000, kind="fork", **changes):
+    """A folder with a record of `last`, and the law's losses at `steps` with a little noise."""
+    record = Lineage(step=last, kind=kind, schedule=schedule, tokens_per_step=1000, peak_lrs=(PEAK,))
+    record = replace(record, **changes)
+    checkpoint = folder / f"checkpoint-{last}"
+    checkpoint.mkdir(parents=True)
+    record.write(checkpoint)
+    if fork:
+        parent = Parent(checkpoint=f"../../checkpoint-{fork}", step=fork)
+        replace(record, step=fork, kind="planned", intent="branch", parent=parent).write(folder)
+    lrs = np.array(schedule.multipliers(0, last)) * PEAK
+    losses = MULTI_POWER(lrs, np.array(steps), warmup=WARMUP)
+    losses = losses + NOISE * np.random.default_rng(last).normal(size=len(losses))
+    for step, loss in zip(steps, losses, strict=True):
+        append_history(folder, {"step": step, "eval_loss": float(loss), "loss": float(loss) - 0.1})
+
+
+def write_branch(run, fork, steps, **changes):
+    schedule, end = TRUNK.fork(fork, decay_steps=steps), fork + steps
+    folder = run / BRANCHES / f"{fork}-1-sqrt-{steps}"
+    write_run(folder, schedule, [fork + steps // 2, end], fork=fork, last=end, kind="post-decay", **changes)
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    write_run(tmp_path / "run", TRUNK, range(500, 10_001, 500))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def two_decays(trunk):
+    write_branch(trunk, 5000, 1000)
+    write_branch(trunk, 10_000, 2000)
+    return trunk
+
+
+def truth(schedule):
+    return float(MULTI_POWER(lrs_of(schedule), np.array([schedule.total_steps]), warmup=WARMUP)[0])
+
+
+def run_cli(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["hf-wsd", "forecast", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, capsys.readouterr()
+
+
+def test_a_trunk_without_any_decay_is_refused(trunk, monkeypatch, capsys):
+    code, _ = run_cli(monkeypatch, capsys, trunk)
+    assert code.startswith("hf-wsd: no loss was measured in a decay (20 in the stable phase)")
+
+
+def test_a_family_with_two_peak_lrs_is_refused(two_decays):
+    write_branch(two_decays, 7500, 1000, peak_lrs=(2 * PEAK,))
+    with pytest.raises(FitError, match=r"the peak lr changes in run: 0\.0003, 0\.0006"):
+        curves_of(read_run(two_decays))
+
+
+def test_a_decay_that_changes_more_than_the_lr_is_left_out_by_name(two_decays):
+    write_branch(two_decays, 7500, 1000, optimizer={"beta2": 0.99})
+    curves, left_out = curves_of(read_run(two_decays))
+    assert [curve.name for curve in curves] == ["run", "5000-1-sqrt-1000", "10000-1-sqrt-2000"]
+    assert left_out == ("7500-1-sqrt-1000 is left out: its decay changes more than the lr (beta2=0.99).",)
+
+
+def test_too_few_evaluations_are_refused():
+    curves = [replace(curve, steps=curve.steps[:2], losses=curve.losses[:2]) for curve in family(MULTI_POWER)]
+    with pytest.raises(FitError, match="2 evaluations in the stable phase after the warm-up are too few"):
+        Forecaster(curves=tuple(curves))
+
+
+@pytest.mark.slow
+def test_the_annealing_law_compares_no_shapes(two_decays, monkeypatch, capsys):
+    shapes = ("--decay-type", "1-sqrt", "linear")
+    code, _ = run_cli(monkeypatch, capsys, two_decays, "--law", "annealing", *shapes)
+    assert code.startswith("hf-wsd: the annealing law cannot say anything about 1-sqrt, linear")
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_in_its_decay_goes_on_as_a_trunk():
+    forked = longer(wsd(1000, num_decay_steps=100), 2000).fork(2000, decay_steps=100)
+    assert forked == wsd(2100, num_decay_steps=100)
+
+
+def test_a_line_goes_on_from_its_last_decay():
+    line = wsd_s(cycle_ends=[500, 1000], num_decay_steps=50)
+    forked = longer(line, 1400).fork(1400, decay_steps=100)
+    assert list(forked.checkpoint_steps()) == [450, 500, 950, 1000, 1400, 1500]
+
+
+def test_several_forks_lengths_and_shapes_need_no_repeated_flag():
+    words = ["forecast", "--fork", "5M", "10M", "--decay-fraction", "0.1", "0.2", "--decay-type", "1-sqrt", "linear"]
+    flags = [word for word in spread([*words, "RUN"]) if word.startswith("--")]
+    assert flags == ["--fork"] * 2 + ["--decay-fraction"] * 2 + ["--decay-type"] * 2
+
+
+@pytest.mark.slow
+def test_intervals_hold_a_hidden_decay_a_longer_trunk_and_another_shape(two_decays):
+    forecaster = Forecaster(curves=curves_of(read_run(two_decays))[0])
+    asked = [
+        TRUNK.fork(7500, decay_steps=1500),
+        TRUNK.fork(20_000, decay_steps=4000),
+        TRUNK.fork(10_000, decay_steps=1000, shape="linear"),
+    ]
+    found = [forecaster.of(schedule) for schedule in asked]
+    outside = [each for each, s in zip(found, asked, strict=True) if not each.low <= truth(s) <= each.high]
+    assert outside == []
+    assert max(each.high - each.low for each in found) < 0.1
+
+
+@pytest.mark.slow
+def test_a_line_of_cycles_forecasts_its_next_decay(tmp_path):
+    line = wsd_s(cycle_ends=[4000, 8000, 12_000], num_warmup_steps=WARMUP, num_decay_steps=600)
+    steps = [*range(500, 11_001, 500), 3700, 7700]
+    write_run(tmp_path / "line", line, sorted(steps), last=11_000, kind="periodic")
+    forecaster = Forecaster(curves=curves_of(read_run(tmp_path / "line"))[0])
+    found = forecaster.of(longer(line, 11_400).fork(11_400, decay_steps=600, shape="inverse", final=0.1))
+    assert found.low <= truth(line) <= found.high
+
+
+@pytest.mark.slow
+def test_the_verb_says_forecasts_checks_and_cautions(two_decays, monkeypatch, capsys):
+    words = ("--trunk", "2x", "--decay-fraction", "0.1", "--decay-type", "1-sqrt", "linear")
+    code, said = run_cli(monkeypatch, capsys, two_decays, *words, "--plot", two_decays / "forecast.png")
+    lines = said.out.splitlines()
+    assert code == 0
+    assert [line.split()[:5] for line in lines[1:3]] == [
+        ["20000", "22222", "22.22M", "1-sqrt", "multi-power"],
+        ["20000", "22222", "22.22M", "linear*", "multi-power"],
+    ]
+    assert [line.split(":")[0].strip() for line in lines if "measured" in line] == ["5000-6000", "10000-12000"]
+    assert lines[-1].startswith("A difference between shapes that is smaller than the intervals says nothing")
+    assert (two_decays / "forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_json_holds_every_forecast_and_the_fits(two_decays, monkeypatch, capsys):
+    words = ("--fork", "5M", "--decay-steps", "1000", "--law", "both", "--json")
+    code, said = run_cli(monkeypatch, capsys, two_decays, *words)
+    data = json.loads(said.out)
+    assert code == 0
+    assert [(each["law"], each["fork"], each["tokens"]) for each in data["forecasts"]] == [
+        ("multi-power", 5000, 6_000_000),
+        ("annealing", 5000, 6_000_000),
+    ]
+    assert [len(law["checks"]) for law in data["laws"]] == [2, 2]
+
+
+@pytest.mark.slow
+def test_files_forecast_as_well_as_a_run(tmp_path, monkeypatch, capsys):
+    rows = []
+    for curve in family(MULTI_POWER):  # the lr every 20 updates, and the losses that there are
+        losses = dict(zip(curve.steps.tolist(), curve.losses.tolist(), strict=True))
+        steps = sorted({*range(WARMUP, len(curve.lrs), 20), *losses, len(curve.lrs)})
+        lrs = [*curve.lrs, curve.lrs[-1]]
+        rows += [f"{curve.name},{step},{lrs[step]},{losses.get(step, '')}" for step in steps]
+    (tmp_path / "a.csv").write_text("\n".join(["run,step,lr,loss", *rows]))
+    words = ("--curve", tmp_path / "a.csv", "--warmup", WARMUP, "--fork", "10000", "--decay-steps", "2000", "--json")
+    code, said = run_cli(monkeypatch, capsys, *words)
+    (found,) = json.loads(said.out)["forecasts"]
+    assert code == 0
+    assert found["loss"] == pytest.approx(truth(TRUNK.fork(10_000, decay_steps=2000)), abs=0.01)
