@@ -16,7 +16,8 @@ from hf_wsd.loss_curves import Curve, Floats, Steps
 from hf_wsd.robust_fit import Space, robust_fit
 
 MEMORY = 0.999  # lambda of the paper's fits
-_SPACE = Space(low=np.array([0, -20, 0.01, 0]), high=np.array([30, 20, 3, 1e3]), pull=np.zeros(4), centre=np.zeros(4))
+_FREE = dict.fromkeys(("pull", "centre", "reach"), np.zeros(4))
+_SPACE = Space(low=np.array([0, -20, 0.01, 0]), high=np.array([30, 20, 3, 1e3]), **_FREE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +62,40 @@ def _areas(lrs: Floats, steps: Steps, warmup: int, peak: float, memory: float) -
     return np.cumsum(lr)[last], np.cumsum(momenta)[last]
 
 
+def _losses(theta: Floats, forward: Floats, annealing: Floats) -> tuple[Floats, Floats]:
+    """Losses, and their derivatives."""
+    level, scale, exponent, drop = theta
+    log_sum = np.log(forward)
+    data = np.exp(scale - exponent * log_sum)
+    return level + data - drop * annealing, np.stack([np.ones_like(data), data, -data * log_sum, -annealing], axis=1)
+
+
 class AnnealingFit:
-    """The law of some curves; it can be fitted again, to other losses at the same steps, from where it has ended.
+    """The law of some curves.
 
     L0, A, alpha and C minimise the sum of Huber losses (1e-3) of log losses; lambda stays 0.999, as in the paper.
 
     Args:
         curves: runs with one peak lr; at least one has a decay.
-        starts: laws from which to start instead.
     """
 
-    def __init__(self, curves: Sequence[Curve], *, starts: Sequence[AnnealingLaw] = ()) -> None:
+    space = _SPACE
+
+    def __init__(self, curves: Sequence[Curve]) -> None:
         self.peak = max(float(np.max(curve.lrs)) for curve in curves)
         areas = [_areas(curve.lrs, curve.steps, curve.warmup, self.peak, MEMORY) for curve in curves]
         self._forward, self._annealing = (np.concatenate(parts) for parts in zip(*areas, strict=True))
         self.losses = np.concatenate([curve.losses for curve in curves])
-        first = [self._from_law(law) for law in starts] or self._starts()
-        self._theta, self.cost = robust_fit(self._model, self.losses, first, _SPACE)
+        self._theta, self.cost = robust_fit(self._model, self.losses, self._starts(), self.space)
         self.law = self._to_law(self._theta)
-        self.fitted = self._model(self._theta)[0]
+        self.fitted, self.fitted_slopes = self._model(self._theta)
 
-    def again(self, losses: Floats) -> AnnealingLaw:
-        """The law of other losses at the same steps."""
-        return self._to_law(robust_fit(self._model, losses, [self._theta], _SPACE)[0])
+    def slopes(self, lrs: Floats, steps: Steps, warmup: int) -> Floats:
+        """Derivatives of the losses after `steps` updates with these lrs, by the numbers that were fitted."""
+        return _losses(self._theta, *_areas(lrs, steps, warmup, self.peak, MEMORY))[1]
 
     def _model(self, theta: Floats) -> tuple[Floats, Floats]:
-        level, scale, exponent, drop = theta
-        log_sum = np.log(self._forward)
-        data = np.exp(scale - exponent * log_sum)
-        columns = [np.ones_like(data), data, -data * log_sum, -self._annealing]
-        return level + data - drop * self._annealing, np.stack(columns, axis=1)
+        return _losses(theta, self._forward, self._annealing)
 
     def _to_law(self, theta: Floats) -> AnnealingLaw:
         level, scale, exponent, drop = (float(value) for value in theta)
@@ -100,10 +105,6 @@ class AnnealingFit:
             data_exponent=exponent,
             drop_scale=drop / self.peak,
         )
-
-    def _from_law(self, law: AnnealingLaw) -> Floats:
-        scale = np.log(law.data_scale) - law.data_exponent * np.log(self.peak)
-        return np.array([law.irreducible, scale, law.data_exponent, law.drop_scale * self.peak])
 
     def _starts(self) -> list[Floats]:
         starts = []

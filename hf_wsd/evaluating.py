@@ -85,9 +85,17 @@ def run_evaluation(text: str, model: Path) -> dict[str, Any]:
 
 
 def losses_in(table: dict[str, Any]) -> dict[str, float]:
-    """The numbers at the top of an evaluation's table; counts and names are left out, and so are tables within.
+    """The numbers of an evaluation's table: those at its top, or of each task where it has `results` by task (lm-eval).
 
-    >>> losses_in({"model": "RUN", "loss": 3.5, "blocks": 64, "results": {}})
+    Counts and names are left out.
+
+    >>> losses_in({"model": "RUN", "loss": 3.5, "blocks": 64})
     {'loss': 3.5}
+    >>> losses_in({"date": 1.7e9, "results": {"piqa": {"alias": "piqa", "acc,none": 0.6}}})
+    {'piqa acc,none': 0.6}
     """
-    return {name: value for name, value in table.items() if isinstance(value, float)}
+    tasks = table.get("results")
+    if not isinstance(tasks, dict):
+        return {name: value for name, value in table.items() if isinstance(value, float)}
+    found = {task: losses_in(of) for task, of in tasks.items() if isinstance(of, dict)}
+    return {f"{task} {name}": value for task, of in found.items() for name, value in of.items()}

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from hf_wsd.family import Run
+from hf_wsd.landscape_page import landscape_section
 from hf_wsd.lengths import show_tokens
 from hf_wsd.page import Grid, Page, Picture, Section
 from hf_wsd.plots import family_figure
@@ -34,7 +35,9 @@ def family_page(run: Run, report: Report) -> tuple[Page, dict[str, Any]]:
         report: `make_report(run)`.
     """
     law, told = law_section(points_of(run))
-    sections = [picture_section(run, report), models_table(report), cost_section(report), law, previews_section(run)]
+    valley, landscape = landscape_section(run)
+    sections = [picture_section(run, report), models_table(report), cost_section(report), law, valley]
+    sections += [previews_section(run)]
     sections += [schedule_section(run), sameness_section(run), settings_section({report.run: run})]
     sections += [tree_section(run), models_section(run, report), commands_section({report.run: run})]
     page = Page(
@@ -45,7 +48,7 @@ def family_page(run: Run, report: Report) -> tuple[Page, dict[str, Any]]:
         sections=tuple(section for section in sections if section),
         made_by=f"Made by `hf-wsd report` from the records and logs in `{run.path.resolve()}`.",
     )
-    return page, {"fit": told, "previews": previews(run)}
+    return page, {"fit": told, "previews": previews(run), "landscape": landscape}
 
 
 _KIND = "A Warmup-Stable-Decay family: one trunk, and decays that leave it"
@@ -113,9 +116,9 @@ def cost_section(report: Report) -> Section:
     if report.saving is not None:
         rows += (("saved", *([f"{report.saving:.1%}"] * len(rows[0][1:]))),)
     heads = ("", "steps", *(["tokens"] if report.tokens(1) else []), *(["FLOPs"] if report.flops(1) else []))
-    table = Grid(heads=heads, rows=rows, words=("",)) if report.separate_steps else None
-    notes = tuple(report.cost_notes())
-    return Section(title="Cost", table=table, notes=notes[2:] if report.saving is not None else notes)
+    caption = f"FLOPs are 6ND: 6 x {report.parameters:,} parameters x tokens." if report.flops(1) else ""
+    table = Grid(heads=heads, rows=rows, words=("",), caption=caption) if report.separate_steps else None
+    return Section(title="Cost", table=table, notes=tuple(report.not_counted()))
 
 
 def cost_cells(report: Report, steps: int) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_wsd.scaling import Fit
 
 Words = list[str] | None
-_RUNS = "Folders of trunks; or tables of anybody's runs, .csv, .json, .jsonl."
+_RUNS = "Folders of trunks; or tables of anybody's runs, .csv, .tsv, .json, .jsonl."
 _COLUMNS = "Of a table: tokens=D loss=val_loss parameters=N; also of the fields that runs may differ in."
 
 
@@ -32,7 +32,10 @@ def fit(
     noise: Annotated[float | None, typer.Option(help="Standard deviation of one run's loss, in nats.")] = None,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
     columns: Annotated[Words, typer.Option(metavar="FIELD=COLUMN", help=_COLUMNS)] = None,
-    where: Annotated[Words, typer.Option(metavar="COLUMN=VALUE", help="Only these rows: scheduler=wsd.")] = None,
+    where: Annotated[
+        Words,
+        typer.Option(metavar="COLUMN=VALUE", help="Only these rows: scheduler=wsd. A column twice: either value."),
+    ] = None,
     allow: Annotated[Words, typer.Option(metavar="FIELD", help="Mix models that differ in it: peak_lr.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON to a file too.")] = None,
@@ -48,7 +51,8 @@ def fit(
     budgets = [_number("--predict", text, "2B or 500M") for text in predict or ()]
     asked = [_number("--parameters", text, "124M") for text in parameters or ()]
     compute = [_flops(text) for text in flops or ()]
-    points = read_points(runs, columns=_pairs("--columns", columns), where=_pairs("--where", where))
+    named = {field: _only(field, names) for field, names in _pairs("--columns", columns).items()}
+    points = read_points(runs, columns=named, where=_pairs("--where", where))
     law = fit_law(
         points, noise=noise, size=size.replace("-", "_"), allow=[name.replace("-", "_") for name in allow or ()]
     )
@@ -91,11 +95,20 @@ def _flops(text: str) -> float:
         raise SettingsError(f"--flops is a number such as 1e20, not {text!r}") from None
 
 
-def _pairs(flag: str, words: Words) -> dict[str, str]:
+def _pairs(flag: str, words: Words) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for word in words or ():
         if "=" not in word:
             raise SettingsError(f"{flag} takes NAME=VALUE, not {word!r}")
-    return dict(word.split("=", 1) for word in words or ())
+        name, value = word.split("=", 1)
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _only(field: str, names: list[str]) -> str:
+    if len(names) > 1:
+        raise SettingsError(f"--columns names {len(names)} columns for {field}: {', '.join(names)}")
+    return names[0]
 
 
 def _draw(fit: Fit, file: Path, **told: Any) -> None:
@@ -106,7 +119,8 @@ def _draw(fit: Fit, file: Path, **told: Any) -> None:
 
 
 def _text(fit: Fit, predictions: list[Prediction], optima: list[Optimum], level: float) -> str:
-    lines = [*fit.statements(level), "", f"Predicted loss, and where one more run lies in {level:.0%} of cases:"]
+    where = f", and where one more run lies in {level:.0%} of cases" if predictions[0].low is not None else ""
+    lines = [*fit.statements(level), "", f"Predicted loss{where}:"]
     for told in predictions:
         who = f"{show_tokens(told.tokens)} tokens" + (
             f", {show_tokens(told.parameters)} parameters" if told.parameters else ""
@@ -124,6 +138,9 @@ def _optimum_lines(best: Optimum, level: float) -> list[str]:
     )
     far = f", {best.times_largest:.3g} times the largest model's compute" if best.times_largest > 1 else ""
     lines = [f"Best use of {best.flops:.3g} FLOPs{far}: N = {n}, D = {d}, loss {best.loss:.4f}."]
+    if not best.parameters_range:
+        lines.append("  No ranges: the noise is not known, or some of the simulated laws have no best size.")
+    lines.append(f"  FLOPs are 6ND, N is {best.size.replace('_', ' ')}. The same FLOPs on other sizes:")
     for parameters, tokens, loss in best.others:
         lines.append(
             f"  N = {show_tokens(parameters):<8} D = {show_tokens(tokens):<8} {loss:.4f} ({loss - best.loss:+.4f})"

@@ -262,11 +262,13 @@ def notes(forecasters: Sequence[Forecaster], found: Sequence[Forecast]) -> Itera
 def _trust(each: Forecaster, checks: Sequence[Check]) -> Iterator[str]:
     if each.error is None:
         yield (
-            f"{each.name} law: with one decay it cannot be checked here; the interval takes the published mean error "
-            "on unseen schedules, 0.005 nats (arXiv 2503.12811), or the misfit if that is larger. A second decay tells."
+            f"{each.name} law: with one decay it cannot be checked here; besides noise, the interval has the published "
+            f"mean error on unseen schedules, {each.law_error:g} nats (arXiv 2503.12811). A second decay tells."
         )
         return
     yield f"{each.name} law, each decay hidden in turn (root mean square error {each.error:.3f} nats):"
     for check in checks:
         losses = f"forecast {check.forecast:.3f}, measured {check.measured:.3f} ({check.error:+.3f})"
-        yield f"  {check.fork}-{check.end}: {losses}"
+        yield f"  {check.fork}-{check.end}: {losses}, noise alone gives {check.deviation:.3f}"
+    if each.excess:
+        yield f"  More than noise: the law itself is off by {each.excess:.3f} here; the intervals count that in."

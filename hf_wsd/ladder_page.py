@@ -198,7 +198,7 @@ def _cost(ladder: Ladder) -> Section:
         for (name, cells), saved in zip(parts.items(), savings, strict=True)
     )
     heads = ("family", "tokens", "FLOPs", "tokens of separate runs", "FLOPs of separate runs", "saved")
-    notes = [f"{name}: {note}" for name, one in ladder.reports.items() for note in one.cost_notes() if "Not" in note]
+    notes = [f"{name}: {note}" for name, one in ladder.reports.items() for note in one.not_counted()]
     caption = "FLOPs are 6ND: 6 x parameters x tokens. A search for the peak learning rate is not counted."
     return Section(
         title="Cost", table=Grid(heads=heads, rows=rows, words=("family",), caption=caption), notes=tuple(notes)

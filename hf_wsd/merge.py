@@ -239,7 +239,7 @@ def _write_weights(merge: Merge, file: Path) -> None:
     from safetensors.torch import save_file
 
     with ExitStack() as stack:
-        opened = [_Weights(path, stack) for path in merge.checkpoints.values()]
+        opened = [Weights(path, stack) for path in merge.checkpoints.values()]
         names = set(opened[-1].files)
         for weights in opened[:-1]:
             if odd := sorted(names ^ set(weights.files)):
@@ -248,7 +248,7 @@ def _write_weights(merge: Merge, file: Path) -> None:
         save_file(merged, file, metadata={"format": "pt"})
 
 
-def _merged(opened: Sequence[_Weights], coefficients: Sequence[float]) -> Iterator[tuple[str, torch.Tensor]]:
+def _merged(opened: Sequence[Weights], coefficients: Sequence[float]) -> Iterator[tuple[str, torch.Tensor]]:
     for name in sorted(opened[-1].files):
         last = opened[-1].read(name)
         if last.is_floating_point():
@@ -264,7 +264,7 @@ def _merged(opened: Sequence[_Weights], coefficients: Sequence[float]) -> Iterat
         yield name, last.contiguous()  # counts and masks are the last checkpoint's
 
 
-class _Weights:
+class Weights:
     """The tensors of a checkpoint, read one at a time, from one safetensors file, several, or FSDP's shards."""
 
     def __init__(self, checkpoint: Path, stack: ExitStack) -> None:

@@ -20,10 +20,12 @@ class Optimum:
     """The sizes at which a compute budget gives the lowest loss, and what other sizes give.
 
     Args:
-        flops: the budget, 6ND.
+        flops: the budget: 6ND with the N of the law, also where that leaves out embeddings, whose compute is then not
+            in it.
         parameters, tokens, loss: at the optimum.
         parameters_range, tokens_range: of the optima of simulated laws at the level; None where the noise is not known
             or simulated laws have no optimum.
+        size: the count that is N, of `points.SIZES`.
         times_largest: the budget / the compute of the largest model fitted to.
         others: parameters, tokens and loss of models of the same compute, of FACTORS of the best size.
 
@@ -39,6 +41,7 @@ class Optimum:
     others: Sequence[tuple[float, float, float]]
     parameters_range: tuple[float, float] | None = None
     tokens_range: tuple[float, float] | None = None
+    size: str = "parameters"
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -110,4 +113,5 @@ def find_optimum(fit: Fit, flops: float, level: float = 0.9) -> Optimum:
         others=tuple((n, product / n, fit.law(product / n, n)) for n in (size * factor for factor in FACTORS)),
         parameters_range=both,
         tokens_range=both and (product / both[1], product / both[0]),
+        size=fit.size,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isfinite
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from hf_wsd.family import Run
@@ -216,7 +217,7 @@ def family_figure(run: Run, *, title: str = "") -> Figure:
         ax.tick_params(labelsize=12)
         ax.xaxis.label.set_size(13)
         ax.yaxis.label.set_size(13)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=15)
+    put_title(figure, title)
     return figure
 
 
@@ -248,8 +249,13 @@ def families_figure(runs: Mapping[str, Run], *, title: str = "") -> Figure:
     _scale_log(ax)
     _label_lines(ax, sorted(tails))
     ax.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=15)
+    put_title(figure, title)
     return figure
+
+
+def put_title(figure: Figure, title: str) -> None:
+    """A claim above a figure of 10 inches, on as many lines as it takes: 72 letters are the widest that fit on one."""
+    figure.suptitle(fill(title, 72), x=0.01, ha="left", weight="bold", fontsize=15)
 
 
 def _decayed(run: Run) -> Iterator[tuple[float, float]]:

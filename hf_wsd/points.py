@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isclose, nan
 from pathlib import Path
@@ -12,15 +10,15 @@ from typing import Any
 
 from hf_wsd.errors import DataError
 from hf_wsd.family import Run, read_run
+from hf_wsd.lengths import DEFAULT_DECAY_FRACTION, nearest
+from hf_wsd.lineage import Lineage
 from hf_wsd.schedule import Schedule
+from hf_wsd.segment import Phase
+from hf_wsd.tables import number_of, read_table
 
 SIZES = ("parameters", "parameters_without_embeddings")  # what N may be
-MIXABLE = (
-    "decay_fraction",
-    "decay_type",
-    "peak_lr",
-    "evaluation",
-)  # in what the models of one law do not differ unasked
+# in what the models of one law do not differ unasked
+MIXABLE = ("schedule", "evaluation", "decay_fraction", "decay_type", "peak_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,8 @@ class Point:
         loss: of its evaluation, in nats; not a number where it is unfinished or has diverged.
         parameters: trainable ones, embeddings included.
         parameters_without_embeddings: without input embedding, learned positions and an output head of its own.
-        decay_fraction: steps of its decay / steps of the model.
+        schedule: its name, such as wsd, wsd_s or cosine.
+        decay_fraction: steps of its decay / steps of the model; in a WSD-S line, of the cycle.
         decay_steps: of its decay.
         decay_type: the shape of its decay.
         peak_lr: peak lr of its trunk.
@@ -48,6 +47,7 @@ class Point:
     loss: float
     parameters: int | None = None
     parameters_without_embeddings: int | None = None
+    schedule: str | None = None
     decay_fraction: float | None = None
     decay_steps: int | None = None
     decay_type: str | None = None
@@ -95,7 +95,8 @@ def _point(trunk: Run, run: Run, fork: int, end: int) -> Point:
         loss=run.losses_at(end).get("loss", nan) if run.has_saved(end) else nan,
         parameters=trunk.identity.parameters,
         parameters_without_embeddings=trunk.identity.parameters_without_embeddings,
-        decay_fraction=(end - fork) / (end - cycle),
+        schedule=_kind(record.schedule, len(ends) - 1),
+        decay_fraction=_fraction(record, end - fork, end - cycle),
         decay_steps=end - fork,
         decay_type=_shape(record.schedule, fork),
         peak_lr=trunk.identity.peak_lr,
@@ -105,6 +106,20 @@ def _point(trunk: Run, run: Run, fork: int, end: int) -> Point:
     )
 
 
+def _fraction(record: Lineage, steps: int, length: int) -> float:
+    """A decay's part of its length: as it was asked for, if these are the steps which that is rounded to."""
+    asked = record.settings.get("decay_fraction", DEFAULT_DECAY_FRACTION)
+    is_asked = isinstance(asked, (int, float)) and nearest(asked * length) == steps
+    return float(asked) if is_asked else steps / length
+
+
+def _kind(schedule: Schedule, decays: int) -> str | None:
+    """What the schedule of a run with so many decays is called; None of one without a stable phase."""
+    if all(segment.phase is not Phase.STABLE for _, _, segment in schedule.spans()):
+        return None
+    return "wsd_s" if decays > 1 else "wsd"
+
+
 def _shape(schedule: Schedule, fork: int) -> str:
     """The shape of the decay that starts at `fork`, with its parameters and its end where that is not 0."""
     segment = next(segment for start, _, segment in schedule.spans() if start == fork)
@@ -112,88 +127,92 @@ def _shape(schedule: Schedule, fork: int) -> str:
     return segment.shape + (f"({params})" if params else "") + (f" to {segment.end:g}" if segment.end else "")
 
 
-NUMBERS = ("tokens", "parameters", "parameters_without_embeddings", "decay_steps", "seed")
-ALIASES = {"params": "parameters", "dataset": "evaluation"}  # columns of other tables that are read unasked
+WHOLE = ("tokens", "parameters", "parameters_without_embeddings", "decay_steps", "seed")
+TEXTS = ("schedule", "decay_type", "evaluation", "run")
+ALIASES = {  # columns of other tables that are read unasked
+    "params": "parameters",
+    "dataset": "evaluation",
+    "scheduler": "schedule",
+    "lr_scheduler_type": "schedule",
+}
+NEAR = {"decay_fraction": 0.05, "peak_lr": 1e-5}  # how far a value may be from one asked for: it was rounded to steps
 
 
 def read_points(
     paths: Iterable[Path | str],
     *,
     columns: Mapping[str, str] | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str | Collection[str]] | None = None,
 ) -> tuple[Point, ...]:
-    """Observations from run folders, and from tables of anybody's runs (.csv, .json, .jsonl).
+    """Observations from run folders, and from tables of anybody's runs (.csv, .tsv, .json, .jsonl).
 
     Args:
         paths: folders of trunks; files with a row a model. JSON is a list of rows, or has one under "points" or "rows".
         columns: for a field of `Point`, the column that has it. Needed are tokens and loss.
-        where: a column and the value that rows must have; of folders, a field of `Point`.
+        where: a column, or a field of `Point`, and the value that rows must have, or several of which they have one.
 
     Raises:
-        DataError: a file that cannot be read, or a column that is not there. RecordError: a folder that is no run.
+        DataError: a file that cannot be read, a column that is not there, or no row that is wanted. RecordError: a
+            folder that is no run.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     file = Path(folder) / "runs.csv"
-    ...     _ = file.write_text("tokens,val,kind\\n1000,3.5,wsd\\n2000,3.4,wsd\\n2000,3.6,cosine\\n")
+    ...     _ = file.write_text("tokens,val,kind\\n1000,3.5,wsd\\n2M,3.4,wsd\\n2M,3.6,cosine\\n")
     ...     points = read_points([file], columns={"loss": "val"}, where={"kind": "wsd"})
     >>> [(point.tokens, point.loss) for point in points]
-    [(1000, 3.5), (2000, 3.4)]
+    [(1000, 3.5), (2000000, 3.4)]
     """
-    found: list[Point] = []
+    wanted = {name: {value} if isinstance(value, str) else {*value} for name, value in (where or {}).items()}
+    found, seen = list[Point](), dict[str, set[str]]()
     for path in map(Path, paths):
         rows = _rows(path)
-        names = {name: name for row in rows for name in row}
-        read = {ALIASES.get(name, name): name for name in names} | names | dict(columns or {})
-        _check_columns(path, names, read, where or {})
-        kept = [row for row in rows if all(_same(name, row.get(name), value) for name, value in (where or {}).items())]
-        found += [_read_row(path, number, row, read) for number, row in enumerate(kept, 1)]
+        read = _columns(path, {name: name for row in rows for name in row}, columns or {}, wanted)
+        for number, row in enumerate(rows, 1):
+            values = {name: row.get(read.get(name, name)) for name in wanted}
+            if all(any(_same(name, values[name], value) for value in wanted[name]) for name in wanted):
+                found.append(_read_row(path, number, row, read))
+            for name, value in values.items():
+                seen.setdefault(name, set()).add("" if value is None else str(value))
+    if wanted and seen and not found:
+        asked = " and ".join(f"{name}={' or '.join(sorted(values))}" for name, values in wanted.items())
+        there = "; ".join(f"{name} is {some(sorted(values), 8)}" for name, values in seen.items())
+        raise DataError(f"no row has {asked}: {there}")
     return tuple(found)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.is_dir():
-        run = read_run(path)
-        found = [asdict(point) for point in points_of(run)]
-        if not found and any(True for member in run.walk(rewound=False) for _ in member.decays()):
-            raise DataError(f"{path} has decays, but none of only a falling lr and a known number of tokens")
-        return found
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            return [{**row} for row in csv.DictReader(text.splitlines())]
-        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
-        read = [json.loads(line) for line in lines if line.strip()]
-        rows: Any = read if path.suffix == ".jsonl" else read[0]
-        shared: dict[str, Any] = {}
-        if isinstance(rows, dict):
-            shared = {name: value for name, value in rows.items() if not isinstance(value, (list, dict))}
-            rows = next(rows[name] for name in ("points", "rows") if name in rows)
-        return [shared | row for row in rows]
-    except FileNotFoundError:
-        raise DataError(f"there is no {path}: give folders of runs, or .csv, .json and .jsonl files") from None
-    except (OSError, ValueError, TypeError, IndexError, StopIteration, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table of runs ({error or 'no list of rows'})") from error
+    if not path.is_dir():
+        return read_table(path)
+    run = read_run(path)
+    found = [asdict(point) for point in points_of(run)]
+    if not found and any(True for member in run.walk(rewound=False) for _ in member.decays()):
+        raise DataError(f"{path} has decays, but none of only a falling lr and a known number of tokens")
+    return found
 
 
-def _check_columns(path: Path, names: Mapping[str, str], read: Mapping[str, str], where: Mapping[str, str]) -> None:
-    fields_ = {field.name for field in fields(Point)}
-    if unknown_fields := sorted({*read} - fields_ - {*names} - {*ALIASES}):
-        raise DataError(f"--columns names {unknown_fields[0]!r}, but a point has {', '.join(sorted(fields_))}")
-    needed = [read.get("tokens", "tokens"), read.get("loss", "loss"), *where]
-    needed += [column for name, column in read.items() if name not in names]
+def _columns(
+    path: Path, names: Mapping[str, str], columns: Mapping[str, str], where: Iterable[str]
+) -> Mapping[str, str]:
+    """The column of each field, asked for or found by name; a column that is needed and not there is refused."""
+    known = {field.name for field in fields(Point)}
+    if unknown := sorted({*columns} - known):
+        raise DataError(f"--columns names {unknown[0]!r}, but a point has {', '.join(sorted(known))}")
+    read = {ALIASES[name]: name for name in names if name in ALIASES} | dict(names) | dict(columns)
+    needed = [read.get(name, name) for name in ("tokens", "loss", *where)] + [*columns.values()]
     if names and (missing := [column for column in needed if column not in names]):
         raise DataError(
             f"{path} has no column {missing[0]!r} (it has {', '.join(names)}): name another with "
             "--columns, such as --columns loss=final_loss"
         )
+    return read
 
 
 def _same(name: str, value: Any, wanted: str) -> bool:
-    """Whether a row has what was asked for; a fraction is rounded to steps."""
+    """Whether a row has what was asked for."""
     try:
-        return isclose(float(value), float(wanted), rel_tol=0.05 if name == "decay_fraction" else 1e-9)
-    except (TypeError, ValueError):
+        return isclose(number_of(value), number_of(wanted), rel_tol=NEAR.get(name, 1e-9))
+    except ValueError:
         return str("" if value is None else value) == wanted
 
 
@@ -201,18 +220,35 @@ def _read_row(path: Path, number: int, row: Mapping[str, Any], read: Mapping[str
     values: dict[str, Any] = {}
     for field in fields(Point):
         value = row.get(read.get(field.name, ""))
-        text = field.name in ("decay_type", "evaluation", "run")
         try:
-            if value is None or value == "":
-                values[field.name] = None
-            elif text:
-                values[field.name] = str(value)
-            else:
-                values[field.name] = round(float(value)) if field.name in NUMBERS else float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise DataError(f"{path}, row {number}: {field.name} is a number, not {value!r}") from None
+            values[field.name] = None if value is None or value == "" else _value(field.name, value)
+        except (ValueError, OverflowError):
+            what = "a whole number, such as 1500 or 1.5B" if field.name in WHOLE else "a number"
+            raise DataError(f"{path}, row {number}: {field.name} is {what}, not {value!r}") from None
     if values["tokens"] is None or values["tokens"] <= 0:
-        raise DataError(f"{path}, row {number}: tokens is a number above 0, not {values['tokens']}")
+        raise DataError(
+            f"{path}, row {number}: tokens is a number above 0, not {values['tokens'] or row.get(read['tokens'])!r}"
+        )
     values["loss"] = nan if values["loss"] is None else values["loss"]
     values["run"] = values["run"] or f"{path.name}:{number}"
     return Point(**values)
+
+
+def _value(field: str, value: Any) -> str | float:
+    """A cell as a field has it; a fraction of a token is a sign of another unit, such as billions."""
+    if field in TEXTS:
+        return str(value)
+    number = number_of(value)
+    if field in WHOLE and not isclose(number, round(number), rel_tol=1e-6):
+        raise ValueError
+    return round(number) if field in WHOLE else number
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

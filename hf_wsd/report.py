@@ -174,9 +174,14 @@ class Report:
         return asdict(self) | {"rows": rows, "saving": self.saving, "claim": self.claim} | costs
 
     def notes(self) -> Iterator[str]:
-        """Sentences below the table: on the models, then on what they cost."""
+        """Sentences below the table: on the models, on what they cost, on what is not counted."""
         yield from self.model_notes()
-        yield from self.cost_notes()
+        if self.saving is not None:
+            yield f"Family: {self._cost(self.family_steps)}."
+            yield f"Separate runs of the same budgets: {self._cost(self.separate_steps)}. Saving: {self.saving:.1%}."
+            if self.flops(1) is not None:
+                yield f"FLOPs are 6ND: 6 x {self.parameters:,} parameters x tokens."
+        yield from self.not_counted()
 
     def model_notes(self) -> Iterator[str]:
         """What changed decays gave, what differs from a straight run, what is missing."""
@@ -193,15 +198,10 @@ class Report:
         elif all(loss is None for row in self.rows for loss in (row.trunk_loss_at_fork, row.loss)):
             yield "No evaluation at a fork point or an end: train with `--eval_strategy steps` and an evaluation set."
 
-    def cost_notes(self) -> Iterator[str]:
-        """Cost, saving, and what is not counted."""
-        if self.saving is not None:
-            yield f"Family: {self._cost(self.family_steps)}."
-            yield f"Separate runs of the same budgets: {self._cost(self.separate_steps)}. Saving: {self.saving:.1%}."
-            if self.flops(1) is not None:
-                yield f"FLOPs are 6ND: 6 x {self.parameters:,} parameters x tokens."
-            if self.steps_done > self.trunk_steps:
-                yield f"Not counted: what the trunk did after step {self.trunk_steps}, up to step {self.steps_done}."
+    def not_counted(self) -> Iterator[str]:
+        """What was trained and is no part of the cost."""
+        if self.saving is not None and self.steps_done > self.trunk_steps:
+            yield f"Not counted: what the trunk did after step {self.trunk_steps}, up to step {self.steps_done}."
         if unfinished := sum(not row.finished for row in self.rows):
             yield f"Not counted: unfinished decays ({unfinished} of {len(self.rows)})."
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.special import erf
 
 from hf_wsd.loss_curves import Floats
 
 DELTA = 1e-3  # where Huber's loss of a log loss turns from square to straight; both papers
+SHARE = 0.5  # of the squared residuals that is noise at least; the rest may be what a pull has cost
+TINY = 1e-20  # squared residuals of losses that a law has made without noise
 Model = Callable[[Floats], tuple[Floats, Floats]]  # parameters -> losses, and their derivatives
 
 
@@ -22,12 +25,14 @@ class Space:
         low, high: bounds of each parameter.
         pull, centre: a residual `pull * (parameter - centre)` is added for each parameter with a pull above 0, so that
             what the data does not determine stays where it is plausible.
+        reach: standard deviation of the truth around the centre; it counts only where there is a pull.
     """
 
     low: Floats
     high: Floats
     pull: Floats
     centre: Floats
+    reach: Floats
 
 
 def robust_fit(model: Model, losses: Floats, starts: Sequence[Floats], space: Space) -> tuple[Floats, float]:
@@ -60,9 +65,47 @@ def robust_fit(model: Model, losses: Floats, starts: Sequence[Floats], space: Sp
         return float(found.cost), found.x
 
     # From afar Huber's loss is a sum of absolute values, on whose kinks a search stalls: squares lead the way.
-    nearer = starts
-    if len(starts) > 1:  # a single start is the end of a fit to nearly the same losses
-        leads = sorted((search(start, 0.1, 50) for start in starts), key=lambda pair: pair[0])[:2]
-        nearer = [search(start, 0.01, 50)[1] for _, start in leads]
-    cost, theta = min((search(start, DELTA, 150) for start in nearer), key=lambda pair: pair[0])
+    leads = [search(start, 0.1, 20) for start in starts]
+    _, lead = min(leads, key=lambda pair: pair[0])
+    cost, theta = search(search(lead, 0.01, 50)[1], DELTA, 150)
     return theta, cost
+
+
+class Scatter:
+    """How far what follows from a robust fit lies from the truth if the model is true, to first order.
+
+    Parameters move by A^-1 (J' psi + pull^2 x): J are the derivatives of the log losses, psi the noise cut at DELTA, x
+    what the truth is off the centre, and A = c J'J + pull^2, where c is the part of the noise that is not cut (Huber
+    1964; here c of normal noise, as few residuals tell little of it). Noise is relative: 0.01 is 1 % of the loss.
+
+    Args:
+        slopes: derivatives of the log losses by the parameters.
+        residuals: of the log losses.
+        space: where the parameters were searched.
+
+    >>> space = Space(low=np.zeros(1), high=np.ones(1), pull=np.zeros(1), centre=np.zeros(1), reach=np.zeros(1))
+    >>> mean = Scatter(np.ones((4, 1)), np.array([1e-4, -1e-4, 1e-4, -1e-4]), space)  # of four losses
+    >>> round(mean.variance(np.ones(1), np.zeros(4)) / mean.noise**2, 3), round(mean.freedom)
+    (0.25, 3)
+    """
+
+    def __init__(self, slopes: Floats, residuals: Floats, space: Space) -> None:
+        self._slopes, total = slopes, max(float(residuals @ residuals), TINY)
+        self.noise = float(np.sqrt(total / len(residuals)))
+        for _ in range(4):  # noise, c and the degrees of freedom that a pull leaves depend on each other
+            z = DELTA / self.noise
+            self._uncut = float(erf(z / np.sqrt(2)))
+            tail = DELTA**2 * (1 - self._uncut) - 2 * self.noise * DELTA * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+            self._cut_variance = float(self.noise**2 * self._uncut + tail)
+            square = self._uncut * slopes.T @ slopes
+            self._inverse = np.linalg.pinv(square + np.diag(space.pull**2), hermitian=True)
+            self._drawn = self._inverse * space.pull**2 * space.reach
+            self.freedom = max(1.0, len(residuals) - float(np.trace(self._inverse @ square)))
+            noise = max(total - float(np.sum((slopes @ self._drawn) ** 2)), SHARE * total)
+            self.noise = float(np.sqrt(noise / self.freedom))
+
+    def variance(self, slope: Floats, weights: Floats) -> float:
+        """Of `slope` times the parameters plus `weights` times the noise of the fitted losses."""
+        moved = self._slopes @ self._inverse @ slope
+        apart = self._cut_variance * moved @ moved + self.noise**2 * weights @ weights
+        return float(apart + 2 * self._uncut * self.noise**2 * moved @ weights + np.sum((slope @ self._drawn) ** 2))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.stats import chi2
 
 from hf_wsd.errors import FitError
 from hf_wsd.intervals import Data
@@ -57,6 +58,8 @@ class Fit:
             screen(others, size=self.size or SIZES[0], allow=MIXABLE)
         except FitError:
             return None
+        if self.size and len(distinct(point.size(self.size) for point in others)) < 2:
+            return None  # of one size nothing can be told of another
         tokens, parameters = largest[0].tokens, largest[0].size(self.size) if self.size else None
         told = _fit(others, self.size, self.data.noise, ()).predict(tokens, parameters)
         return Check(prediction=told, measured=sum(point.loss for point in largest) / len(largest))
@@ -88,7 +91,7 @@ class Fit:
 
     @cached_property
     def simulated(self) -> tuple[ScalingLaw, ...]:
-        """Laws of simulated data: how much the parameters are known. None where the noise is not known."""
+        """Laws of simulated data: how much its parameters are known; none where the noise is not."""
         if self.noise is None:
             return ()
         _, fits, _ = self.data.simulated
@@ -207,8 +210,8 @@ def _fit(points: tuple[Point, ...], size: str | None, noise: float | None, warni
         size=size,
         noise=data.residual_noise if noise is None else noise,
         noise_from=_noise_from(data),
-        withheld=quotes_exponents(points, size or SIZES[0]) or _unseen(law, size),
-        warnings=(*warnings, *_edges(law)),
+        withheld=quotes_exponents(points, size or SIZES[0]) or _unseen(data),
+        warnings=(*warnings, *_edges(law), *_misfit(data)),
         data=data,
     )
 
@@ -218,12 +221,22 @@ def _edges(law: ScalingLaw) -> Iterator[str]:
         yield "E is at its lower end, 0: in these models the loss does not begin to level off, and E is not known"
 
 
-def _unseen(law: ScalingLaw, size: str | None) -> str:
+def _misfit(data: Data) -> Iterator[str]:
+    """Whether the residuals are larger than the given noise explains, once in a hundred true laws."""
+    found, given = data.residual_noise, data.noise
+    if found and given and data.spare * (found / given) ** 2 > chi2.ppf(0.99, data.spare):
+        yield (
+            f"The models lie farther from the law than the given noise explains: as with a noise of {found:.2g} nats, "
+            f"not {given:.2g}. Intervals are too narrow, or the models differ in more than size and tokens"
+        )
+
+
+def _unseen(data: Data) -> str:
     """Of which exponents the models show nothing: those at an end of their range, or of a term that is 0."""
-    terms = {"beta": (law.data_exponent, law.data_scale)}
-    terms |= {"alpha": (law.model_exponent, law.model_scale)} if size else {}
+    names = ("alpha", "beta")[-data.logs.shape[1] :]
     low, high = 1.01 * EXPONENTS[0], 0.99 * EXPONENTS[1]
-    unseen = [name for name, (exponent, scale) in terms.items() if not (low < exponent < high and scale)]
+    terms = zip(names, data.fit.exponents[0], data.fit.coefficients[0, 1:], strict=True)
+    unseen = [name for name, exponent, term in terms if not (low < exponent < high and term > 1e-9)]
     return f"models that do not show {' and '.join(unseen)}" if unseen else ""
 
 

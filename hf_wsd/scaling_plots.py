@@ -10,7 +10,7 @@ import numpy as np
 from hf_wsd.law import Prediction
 from hf_wsd.lengths import show_tokens
 from hf_wsd.optimum import FLOPS_PER, best_size
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import DECAY, TRUNK, put_title
 from hf_wsd.points import Point
 from hf_wsd.scaling import Fit
 
@@ -61,16 +61,13 @@ def _curve(ax: Axes, fit: Fit, points: Sequence[Point], size: int, colour: str, 
         at = np.geomspace(first, last, 60)
         ax.plot(at, [fit.law(d, size or None) for d in at], style, color=colour, linewidth=2.2, gid="law")
     if size:
-        ax.annotate(
-            f"N = {show_tokens(size)}",
-            (end, fit.law(end, size)),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            weight="bold",
-            fontsize=12,
-        )
+        _name(ax, f"N = {show_tokens(size)}", (end, fit.law(end, size)), colour)
+
+
+def _name(ax: Axes, name: str, end: tuple[float, float], colour: str) -> None:
+    """What a line is called, right of its end."""
+    style: dict[str, Any] = {"color": colour, "weight": "bold", "fontsize": 12, "va": "center"}
+    ax.annotate(name, end, xytext=(5, 0), textcoords="offset points", **style)
 
 
 def _band(ax: Axes, fit: Fit, at: Any, level: float) -> None:
@@ -121,19 +118,10 @@ def plot_iso_flops(ax: Axes, fit: Fit, flops: Sequence[float]) -> Axes:
         ax.plot(at, losses, color=colour, linewidth=2.2, gid="iso flops")
         if best:
             ax.plot(best, fit.law(budget / (FLOPS_PER * best), best), "o", color=colour, markersize=8, gid="optimum")
-        ax.annotate(
-            f"{budget:.2g}".replace("e+", "e"),
-            (at[-1], losses[-1]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            weight="bold",
-            fontsize=12,
-        )
+        _name(ax, f"{budget:.2g}".replace("e+", "e"), (at[-1], losses[-1]), colour)
     ax.set_xscale("log")
     ax.margins(x=0.2)
-    _tokens_axis(ax, "parameters, N (log scale)")
+    _tokens_axis(ax, f"{(fit.size or 'parameters').replace('_', ' ')}, N (log scale)")
     ax.set_ylabel("loss by the law")
     ax.set_title("equal FLOPs (6ND), best size marked", loc="left", fontsize=13)
     return ax
@@ -164,16 +152,18 @@ def law_figure(
         fit: the law and its models.
         level: of the intervals, in (0, 1).
         predictions: are marked.
-        flops: compute budgets of the second panel, which models of several sizes have; none: around those trained.
+        flops: compute budgets of the second panel, which is there where exponents of sizes and tokens are known; none:
+            around those trained.
         title: the claim that the picture makes; "" is the check of the largest model.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.25), dpi=160, layout="constrained")
-    panels = figure.subplots(1, 2 if fit.size else 1, squeeze=False)[0]
+    size = "" if fit.withheld else fit.size  # the best size follows from the exponents
+    panels = figure.subplots(1, 2 if size else 1, squeeze=False)[0]
     plot_law(panels[0], fit, level=level, predictions=predictions)
-    if fit.size:
-        largest = FLOPS_PER * max((point.size(fit.size) or 0) * point.tokens for point in fit.points)
+    if size:
+        largest = FLOPS_PER * max((point.size(size) or 0) * point.tokens for point in fit.points)
         plot_iso_flops(panels[1], fit, flops or [largest / 16, largest / 4, largest, largest * 4])
     _legend(panels[0], fit, level, predicted=bool(predictions))
     for ax in panels:
@@ -181,7 +171,7 @@ def law_figure(
         ax.tick_params(labelsize=12)
         ax.xaxis.label.set_size(13)
         ax.yaxis.label.set_size(13)
-    figure.suptitle(title or _claim(fit), x=0.01, ha="left", weight="bold", fontsize=15)
+    put_title(figure, title or _claim(fit))
     return figure
 
 

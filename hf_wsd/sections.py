@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,9 @@ def law_section(points: Iterable[Point]) -> tuple[Section, dict[str, Any]]:
     try:
         fit = fit_law(points)
     except FitError as error:
-        return Section(title=title, texts=(f"No scaling law: {str(error).rstrip('.')}.",)), {"refused": str(error)}
+        return Section(title=title, texts=(f"No law by `hf-wsd fit`: {str(error).rstrip('.')}.",)), {
+            "refused": str(error)
+        }
     longest = max(point.tokens for point in fit.points)
     sizes = sorted({point.size(fit.size) or 0 for point in fit.points}) if fit.size else [None]
     ahead = [fit.predict(times * longest, size, _LEVEL) for size in sizes for times in _AHEAD]
@@ -80,10 +82,9 @@ def _forecasts(ahead: Iterable[Prediction], longest: int) -> Grid:
     )
     last = ("tokens", "forecast loss", f"{_LEVEL:.0%} interval")
     heads = last if len(rows[0]) == len(last) else ("parameters", *last)
-    caption = (
-        f"In nats. With {_LEVEL:.0%} probability the loss of one more run with as many tokens lies in the interval."
-    )
-    return Grid(heads=heads, rows=rows, caption=caption)
+    caption = f"In nats. The interval holds one more run with as many tokens in {_LEVEL:.0%} of cases."
+    table = Grid(heads=heads, rows=rows, caption=caption).filled()
+    return table if heads[-1] in table.heads else replace(table, caption="In nats.")
 
 
 # --- schedule and settings ---
@@ -138,11 +139,11 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
         "tokens of a step": record.tokens_per_step and f"{record.tokens_per_step:,}",
         "trainable parameters": record.parameters and f"{record.parameters:,}",
     }
-    without = getattr(record, "parameters_without_embeddings", None)
+    without = record.parameters_without_embeddings
     named |= {"of these without embeddings": without and f"{without:,}"}
     named |= {"training data": data_of(record.command)[0], "fingerprint of the training data": record.data}
     named |= {"evaluated on": evaluation_of(record.command) if record.command else None}
-    named |= {"fingerprint of the evaluation set": getattr(record, "evaluation", "")}
+    named |= {"fingerprint of the evaluation set": record.evaluation}
     for table in (record.setup, record.settings, showable(record.command)):
         named |= {name: value for name, value in table.items() if name not in named and not is_secret(name)}
     named |= {f"version of {name}": version for name, version in sorted(record.versions.items())}
@@ -222,16 +223,17 @@ def _shell(command: Command) -> str:
 
 
 def previews(run: Run) -> list[dict[str, Any]]:
-    """What `merge.json` says of each merge preview of a trunk, with its folder's `name`; a damaged one is left out."""
-    found = []
-    for file in sorted((run.path / "_merged").glob("*/merge.json")):
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(told, dict) and told.get("preview"):
-            found.append({"name": file.parent.name} | told)
+    """What `merge.json` says of each merge preview of a trunk, and its folder's `name`; `damaged` where it cannot."""
+    found = [{"name": file.parent.name} | _preview(file) for file in (run.path / "_merged").glob("*/merge.json")]
     return sorted(found, key=lambda told: (told.get("end", 0), told["name"]))
+
+
+def _preview(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return {"damaged": str(error)}
+    return told if isinstance(told, dict) and told.get("preview") else {"damaged": "it tells of no preview"}
 
 
 def previews_section(run: Run) -> Section | None:
@@ -247,10 +249,17 @@ def previews_section(run: Run) -> Section | None:
             Path(str(told.get("branch") or "-")).name,
         )
         for told in found
+        if "damaged" not in told
+    )
+    notes = tuple(
+        f"`_merged/{told['name']}/merge.json` cannot be read ({told['damaged']}): delete its folder and repeat "
+        "`hf-wsd merge`."
+        for told in found
+        if "damaged" in told
     )
     texts = (
         "A preview is no decayed model: it averages checkpoints of the trunk with weights that imitate a decay "
         "(WSM, arXiv 2507.17634). It costs no training, and it counts in no fit.",
     )
-    table = Grid(heads=heads, rows=rows, words=("preview", "imitates", "branch"))
-    return Section(title="Merge previews", texts=texts, table=table) if found else None
+    table = Grid(heads=heads, rows=rows, words=("preview", "imitates", "branch")) if rows else None
+    return Section(title="Merge previews", texts=texts, table=table, notes=notes) if found else None

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
 
-from comparison import ARMS, Comparison, Launch
+from comparison import ARMS, BASELINE, Comparison, Launch
 from comparison_tables import describe
 from transformers import HfArgumentParser
 
@@ -108,8 +108,8 @@ def tasks(args: CompareArguments, arm: str, lr: float, seed: int, rest: list[str
         )
 
 
-def run(task: Task) -> Launch:
-    """Run a command and read what it gave; one that was stopped before goes on, and has no time.
+def run(task: Task, *, alone: bool) -> Launch:
+    """Run a command and read what it gave; one that was stopped before, or does not run alone, has no time.
 
     Raises:
         RunError: it failed.
@@ -123,7 +123,7 @@ def run(task: Task) -> Launch:
         status = subprocess.run(
             task.command, env=environment, pass_fds=(lock,), stdout=log, stderr=log, check=False
         ).returncode
-        seconds = None if resumed else time.monotonic() - start
+        seconds = time.monotonic() - start if alone and not resumed else None
     if status:
         raise RunError(f"{task.folder} failed (exit {status}), see run.log there; repeat the command to go on")
     return read_launch(task, seconds)
@@ -177,7 +177,7 @@ def run_missing(args: CompareArguments, wanted: list[Task], settings: dict[str, 
         raise SettingsError(f"{file} was made with {results.settings}, not {settings}: give another --output_dir")
     done = {(one.arm, one.lr, one.seed, one.budgets) for one in results.launches}
     with ThreadPoolExecutor(args.jobs) as pool:
-        started = [pool.submit(run, task) for task in wanted if task.key not in done]
+        started = [pool.submit(run, task, alone=args.jobs == 1) for task in wanted if task.key not in done]
         try:
             for ended in as_completed(started):
                 results = replace(results, launches=(*results.launches, ended.result()))
@@ -194,6 +194,8 @@ def main() -> None:
     for arm in args.arms:
         if arm not in ARMS:
             raise SettingsError(unknown("arm", arm, ARMS))
+    if BASELINE not in args.arms:
+        raise SettingsError(f"--arms {' '.join(args.arms)} has no {BASELINE}, with which all are compared: add it")
     first, *others = args.seeds
     wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
     if args.dry_run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -60,7 +61,7 @@ class Launch:
         evaluations: every evaluation on the way, by step (of a family: of its trunk).
         updates: that it trained.
         tokens_per_step: tokens of one update; None where its records do not say.
-        seconds: from the command to its end; None where it was resumed.
+        seconds: from the command to its end; None where it was resumed, or did not run alone.
     """
 
     arm: str
@@ -76,9 +77,9 @@ class Launch:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Launch:
-        """The launch as JSON stores it, with texts for steps."""
+        """The launch as JSON stores it, with texts for steps and null for a loss that has diverged."""
         by_step = {
-            key: {int(step): loss for step, loss in stored[key].items()}
+            key: {int(step): nan if loss is None else loss for step, loss in stored[key].items()}
             for key in ("losses", "fork_losses", "evaluations")
         }
         return cls(**{**stored, **by_step, "budgets": tuple(stored["budgets"])})
@@ -101,14 +102,18 @@ class Difference:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference:
-        """The summary of differences, one per seed."""
+        """The summary of differences, one per seed; that of a run that has diverged is not a number."""
+        if not all(map(isfinite, values)):
+            return cls(mean=nan, spread=None, seeds=len(values), half_width=None)
         spread = stdev(values) if len(values) > 1 else None
         width = spread and float(student.ppf((1 + SURE) / 2, len(values) - 1)) * spread / len(values) ** 0.5
         return cls(mean=fmean(values), spread=spread, seeds=len(values), half_width=width)
 
     @property
     def verdict(self) -> str:
-        """ "lower", "higher", or what may be said where the spread does not allow either."""
+        """What may be said: "lower" or "higher" only where the spread allows it."""
+        if not isfinite(self.mean):
+            return "diverged"
         if self.half_width is None or abs(self.mean) <= self.half_width:
             return "no difference seen"
         return "lower" if self.mean < 0 else "higher"
@@ -167,7 +172,7 @@ class Comparison:
                 wanted = one.losses.values() if budget is None else (one.losses[budget],)
                 found.setdefault(one.lr, []).extend(wanted)
         means = {lr: fmean(losses) for lr, losses in found.items()}
-        return min(means, key=lambda lr: (means[lr] != means[lr], means[lr])) if means else None
+        return min(means, key=lambda lr: (not isfinite(means[lr]), means[lr])) if means else None
 
     def lr_of(self, arm: str, budget: int) -> float | None:
         """The peak lr with which an arm's model of that budget is compared."""
@@ -233,7 +238,7 @@ class Comparison:
                     "peak_lr": self.lr_of(arm, budget),
                     "at_edge_of_grid": self.at_edge(arm, budget) if losses else None,
                     "loss": fmean(losses.values()) if losses else None,
-                    "spread": stdev(losses.values()) if len(losses) > 1 else None,
+                    "spread": Difference.of([*losses.values()]).spread if losses else None,
                     "seeds": len(losses),
                     "trunk_loss_at_fork": fmean(forks.values()) if forks else None,
                     "difference": asdict(difference) | {"verdict": difference.verdict} if difference else None,

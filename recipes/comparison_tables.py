@@ -25,6 +25,14 @@ def describe(comparison: Comparison) -> Iterator[str]:
         start = "-" if fork is None else f"{fork:.4f}"
         loss = f"{row['loss']:.4f}{_spread(row['spread'])}"
         yield f"| {row['budget']} | {row['arm']} | {row['peak_lr']:g}{edge} | {start} | {loss} | {apart} | {verdict} |"
+    seeds = max((row["seeds"] for row in comparison.rows()), default=0)
+    yield ""
+    yield (
+        f"Losses are means over up to {seeds} seeds in nats per token, ± their standard deviation; differences are "
+        "paired by seed. A difference is called lower or higher where its 95 % interval (Student's t) leaves out 0: "
+        "one of twenty such calls is chance. The seed that chose the peak lrs is among them, and tuning and comparison "
+        "have one evaluation set, which favours arms that are tuned for each budget (cosine, linear to zero)."
+    )
     yield ""
     yield "| arm | updates | part of the separate cosine runs | wall-clock, s | part of theirs |"
     yield "| --- | ---: | ---: | ---: | ---: |"
@@ -32,6 +40,8 @@ def describe(comparison: Comparison) -> Iterator[str]:
         clock = "-" if cost["seconds"] is None else f"{cost['seconds']:.0f}"
         part, ratio = (_part(cost[key]) for key in ("tokens_ratio", "seconds_ratio"))
         yield f"| {cost['arm']} | {cost['updates']:,} | {part} | {clock} | {ratio} |"
+    yield ""
+    yield "One peak lr and one seed: the search for the peak lr is not counted."
     yield ""
     for budget, gap in comparison.trap().items():
         apart = f"{gap.mean:+.4f}{_spread(gap.spread)}"

@@ -28,9 +28,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import pretrain
 import torch
@@ -172,7 +174,9 @@ def evaluate_models(runs: Sequence[Run], command: str, ledger: Ledger) -> None:
     """Evaluate each decayed model that has not been; what fails is listed and stops nothing."""
     for model in (branch.path for run in runs for branch in run.branches if branch.finished):
         name, file = str(model.relative_to(ledger.file.parent)), model / EVALUATION
-        before = json.loads(file.read_text()) if file.exists() else {}
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # not there yet, or damaged: evaluated again
+            before = json.loads(file.read_text(encoding="utf-8"))
         if before.get("command") != command:
             say(f"{name}: evaluating")
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -75,6 +76,10 @@ def test_difference_is_called_one_where_the_interval_leaves_out_zero(values, ver
     assert Difference.of(values).verdict == verdict
 
 
+def test_difference_to_a_run_that_has_diverged_is_called_so():
+    assert Difference.of([-0.1, float("nan"), -0.1]).verdict == "diverged"
+
+
 def test_interval_is_students():
     assert Difference.of([1.0, 2.0, 3.0]).half_width == pytest.approx(4.302652729911275 / 3**0.5)
 
@@ -96,6 +101,11 @@ def test_wall_clock_of_an_arm_with_a_resumed_run_is_not_known():
 def test_results_are_the_same_when_read_back(tmp_path):
     TUNING.write(tmp_path / "compare.jsonl")
     assert Comparison.read(tmp_path / "compare.jsonl") == TUNING
+
+
+def test_diverged_loss_is_null_in_the_results_and_not_a_number_again(tmp_path):
+    comparison(launch("WSD-S", 0.1, 1, {10: float("nan")})).write(tmp_path / "compare.jsonl")
+    assert math.isnan(Comparison.read(tmp_path / "compare.jsonl").losses("WSD-S", 10)[1])
 
 
 def test_budgets_that_share_no_evaluation_step_are_refused():

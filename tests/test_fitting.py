@@ -76,8 +76,10 @@ def test_picture_and_file_are_written(fit, table, tmp_path):
         (("--plot", "law.gif"), "the file is a .png or .svg or .pdf, not law.gif"),
         (("--size", "weights"), "a size is parameters or parameters_without_embeddings, not 'weights'"),
         (("--noise", "-1"), "noise is the standard deviation"),
-        (("--level", "90"), "a level between 0 and 1"),
-        (("--where", "schedule=none"), "at least 3 budgets, and there are 0"),
+        (("--where", "schedule=wsd", "--level", "90"), "a level between 0 and 1"),
+        (("--where", "schedule=none"), "no row has schedule=none: schedule is cosine, wsd"),
+        (("--columns", "loss=tokens"), "--columns names 2 columns for loss: final, tokens"),
+        ((), "different schedule .cosine, wsd. .* pick one with --where schedule=wsd"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_repair(fit, table, words, message):

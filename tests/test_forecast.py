@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hf_wsd.forecast import Forecaster
 from hf_wsd.forecasting import longer
 from hf_wsd.history import append_history
 from hf_wsd.lineage import BRANCHES, Lineage, Parent
-from hf_wsd.loss_curves import curves_of
+from hf_wsd.loss_curves import Curve, curves_of
+from hf_wsd.multi_power_law import MultiPowerLaw
 
 WARMUP, NOISE = 200, 0.002
 TRUNK = wsd(num_warmup_steps=WARMUP, num_decay_steps=0)
@@ -183,3 +185,103 @@ def test_files_forecast_as_well_as_a_run(tmp_path, monkeypatch, capsys):
     (found,) = json.loads(said.out)["forecasts"]
     assert code == 0
     assert found["loss"] == pytest.approx(truth(TRUNK.fork(10_000, decay_steps=2000)), abs=0.01)
+
+
+# --- how often an interval holds what is measured ---
+
+SHORT = wsd(num_warmup_steps=20, num_decay_steps=0)
+ASKED = {
+    (place, shape): SHORT.fork(fork, decay_steps=steps, shape=shape)
+    for place, fork, steps in (("inside", 1200, 200), ("twice as far", 3200, 640))
+    for shape in ("1-sqrt", "linear")
+}
+
+
+def law_of(*numbers):
+    """A law in units of the peak lr; the second number is what the stable phase still has to lose at step 500."""
+    level, data, exponent, drop, rate, drop_exponent, lr_exponent = numbers
+    return MultiPowerLaw(
+        irreducible=level,
+        data_scale=data * 500**exponent,
+        data_exponent=exponent,
+        drop_scale=drop,
+        drop_rate=rate,
+        drop_exponent=drop_exponent,
+        lr_exponent=lr_exponent,
+    )
+
+
+KNOWN_LAWS = (
+    law_of(2.6, 0.8, 0.40, 0.14, 0.12, 0.6, 0.65),
+    law_of(3.5, 1.2, 0.25, 0.20, 0.05, 0.4, 0.50),
+    law_of(2.0, 2.0, 0.15, 0.30, 0.10, 0.5, 0.35),
+    law_of(3.0, 0.6, 0.60, 0.10, 0.20, 0.7, 0.50),
+    law_of(2.6, 0.8, 0.45, 0.25, 0.03, 0.5, 0.70),
+)
+
+
+def simulated(law, schedule, steps, noise, random, **told):
+    lrs = np.array(schedule.multipliers())
+    losses = law(lrs, np.array(steps), warmup=20)
+    return Curve(name=str(told), lrs=lrs, steps=steps, losses=losses + noise * random.normal(size=len(steps)), **told)
+
+
+def simulated_family(law, noise, decays, random):
+    """A trunk of 1,600 steps with `decays` branches of 20 %, an evaluation every 50 steps."""
+    curves = [simulated(law, SHORT.fork(1600, decay_steps=1), range(50, 1601, 50), noise, random, warmup=20)]
+    for fork in (200, 400, 800, 1600)[-decays:]:
+        end = fork + fork // 5
+        steps = sorted({*range(fork + 50, end, 50), end})
+        told = {"warmup": 20, "decays": ((fork, end),), "shapes": ("1-sqrt",)}
+        curves.append(simulated(law, SHORT.fork(fork, decay_steps=fork // 5), steps, noise, random, **told))
+    return tuple(curves)
+
+
+@pytest.fixture(scope="module")
+def held():
+    """By law, noise, number of decays, place and shape: the share of 100 measured losses that each interval holds."""
+    random, found = np.random.default_rng(0), []
+    for known, noise, decays, _ in product(range(5), (0.001, 0.003, 0.01), (2, 4), range(9)):
+        curves = simulated_family(KNOWN_LAWS[known], noise, decays, random)
+        forecaster = Forecaster(curves=curves, law_error=0)
+        for (place, shape), schedule in ASKED.items():
+            told, lrs = forecaster.of(schedule), np.array(schedule.multipliers())
+            measured = KNOWN_LAWS[known](lrs, np.array([len(lrs)]), warmup=20) + noise * random.normal(size=100)
+            share = float(np.mean((told.low <= measured) & (measured <= told.high)))
+            found.append((f"law {known}", noise, decays, place, shape, share))
+    print(f"90 % intervals hold {np.mean([each[-1] for each in found]):.3f} over {len(found)}: {shares_of(found)}")
+    return found
+
+
+def shares_of(found):
+    groups = sorted({(i, each[i]) for each in found for i in range(5)}, key=str)
+    return {told: round(float(np.mean([each[-1] for each in found if each[i] == told])), 3) for i, told in groups}
+
+
+@pytest.mark.slow
+def test_intervals_of_ninety_percent_hold_the_measured_loss_in_ninety_percent_of_1080_forecasts(held):
+    assert len(held) == 1080
+    assert 0.87 <= np.mean([each[-1] for each in held]) <= 0.93
+
+
+@pytest.mark.slow
+def test_no_law_noise_number_of_decays_place_or_shape_has_intervals_that_hold_less_than_85_percent(held):
+    assert {told: share for told, share in shares_of(held).items() if share < 0.85} == {}
+
+
+@pytest.mark.slow
+def test_hidden_decays_find_out_a_law_that_is_not_true():
+    random = np.random.default_rng(0)
+    curves = simulated_family(KNOWN_LAWS[2], 0.0005, 4, random)
+    found = {name: Forecaster(name=name, curves=curves).excess for name in ("multi-power", "annealing")}
+    assert found["multi-power"] == 0
+    assert found["annealing"] > 0.005
+
+
+@pytest.mark.slow
+def test_with_one_decay_the_interval_has_the_published_error_too():
+    curves = simulated_family(KNOWN_LAWS[0], 0.003, 1, np.random.default_rng(0))
+    asked = ASKED["inside", "1-sqrt"]
+    told = [Forecaster(curves=curves, law_error=error).of(asked) for error in (0, 0.005)]
+    true, published = ((each.high - each.low) / 2 for each in told)
+    assert np.sqrt(published**2 - true**2) == pytest.approx(1.645 * 0.005, rel=1e-3)

@@ -137,6 +137,14 @@ def test_a_branch_has_its_level_of_sameness_by_name(files):
     assert ["\\<img src=x\\>", "changed", changes, "seed"] in rows
 
 
+@pytest.mark.slow
+def test_a_damaged_merge_preview_is_named(tmp_path):
+    preview = make_family(tmp_path) / "_merged" / "linear"
+    preview.mkdir(parents=True)
+    (preview / "merge.json").write_text('{"preview": tr')
+    assert "`_merged/linear/merge.json` cannot be read" in write_report(tmp_path)["md"].read_text()
+
+
 def test_a_merge_preview_is_called_one(files):
     told = json.loads(files["json"].read_text())
     assert (told["previews"][0]["name"], told["previews"][0]["losses"]) == ("linear", {"loss": 2.375})

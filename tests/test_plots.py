@@ -217,6 +217,14 @@ def test_each_family_is_a_line_of_its_models_with_a_label_that_meets_no_other(fa
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)]
 
 
+@pytest.mark.slow
+def test_a_long_claim_stays_in_the_picture(family):
+    claim = "12 decayed models of 3 families with 3 model sizes: the lowest loss is 2.554, with 16M parameters"
+    figure = families_figure({"a": read_run(family)}, title=claim)
+    FigureCanvasAgg(figure).draw()
+    assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
+
+
 def test_the_picture_has_1600_by_1000_pixels(family, tmp_path):
     canvas = FigureCanvasAgg(family_figure(read_run(family), title="a claim"))
     assert canvas.get_width_height() == (1600, 1000)

@@ -12,6 +12,7 @@ from hf_wsd.family import read_run
 from hf_wsd.history import append_history
 from hf_wsd.lineage import BRANCHES, Lineage, Parent
 from hf_wsd.points import points_of, read_points
+from hf_wsd.scaling import fit_law
 
 TRUNK = wsd(num_warmup_steps=5, num_decay_steps=0)
 
@@ -76,6 +77,17 @@ def test_fraction_of_a_cycle_is_counted_from_the_decay_before(tmp_path):
     assert found == [(3200, 10, 0.2), (9600, 20, 0.2)]
 
 
+@pytest.mark.slow
+def test_line_whose_cycles_decay_by_one_fraction_is_fitted_unasked(tmp_path):
+    ends = [35, 60, 150, 330]  # a tenth of their steps is rounded to 0.114 and 0.08 of them
+    schedule = wsd_s(cycle_ends=ends, num_warmup_steps=5, decay_fraction=0.1)
+    for cycle, step in enumerate(ends):
+        save(tmp_path, step, schedule, loss=3 - 0.2 * cycle, kind="post-decay")
+    points = points_of(read_run(tmp_path))
+    assert [point.decay_steps for point in points] == [4, 2, 9, 18]
+    assert ({point.schedule for point in points}, len(fit_law(points).points)) == ({"wsd_s"}, len(ends))
+
+
 def test_table_and_family_give_the_same_points(family):
     (point,) = points_of(read_run(family))
     table = family / "points.json"
@@ -100,12 +112,48 @@ def test_rows_of_any_table_are_picked_by_name(tmp_path, name, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "text",
+    [
+        "tokens;loss\n2000000;3.5\n",
+        "tokens\tloss\n2e6\t3.5\n",
+        '"tokens", "loss"\n"2M", "3.5"\n\n',
+        "\ufefftokens,loss,run\n2000000,3.5\n",
+    ],
+    ids=["semicolons", "tabs", "quotes, spaces and units", "byte order mark and a short row"],
+)
+def test_table_of_another_program_is_read(tmp_path, text):
+    (tmp_path / "runs.csv").write_text(text, encoding="utf-8")
+    (point,) = read_points([tmp_path / "runs.csv"])
+    assert (point.tokens, point.loss) == (2_000_000, 3.5)
+
+
+@pytest.mark.slow
+def test_rows_are_picked_by_field_too_and_by_either_of_two_values(tmp_path):
+    (tmp_path / "runs.csv").write_text("tokens,loss,dataset\n1000,3.5,a\n2000,3.4,\n3000,3.3,b\n")
+    points = read_points([tmp_path / "runs.csv"], where={"evaluation": ["a", ""]})
+    assert [point.tokens for point in points] == [1000, 2000]
+
+
+@pytest.mark.slow
+def test_rows_that_are_not_there_are_named_with_those_that_are(tmp_path):
+    (tmp_path / "runs.csv").write_text("tokens,loss,params\n1000,3.5,100\n2000,3.4,200\n")
+    with pytest.raises(DataError, match="no row has params=300: params is 100, 200"):
+        read_points([tmp_path / "runs.csv"], where={"params": "300"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
         ("tokens,val\n1,2\n", {}, r"no column 'loss' \(it has tokens, val\).* --columns loss="),
         ("tokens,loss\n1,2\n", {"lozz": "loss"}, "names 'lozz', but a point has"),
         ("tokens,loss\n1e6,high\n", {}, "row 1: loss is a number, not 'high'"),
-        ("tokens,loss\n0,3\n", {}, "row 1: tokens is a number above 0, not 0"),
+        ("tokens,loss\n0,3\n", {}, "row 1: tokens is a number above 0, not '0'"),
+        ("tokens,loss\n1.5,3\n", {}, "tokens is a whole number, such as 1500 or 1.5B, not '1.5'"),
+        ("tokens;loss\n1500;3,5\n", {}, "row 1: loss is a number, not '3,5'"),
+        ("tokens,loss,loss\n1,2,3\n", {}, "two columns are called 'loss'"),
+        ("tokens,loss\n1,2,3\n", {}, "row 1 has 3 cells for 2 columns"),
+        ("tokens,loss\n", {}, "has no rows"),
     ],
 )
 def test_table_that_cannot_be_read_is_refused_with_its_columns(tmp_path, text, columns, message):

@@ -1,6 +1,7 @@
 """Fits on data from known laws with noise, and on real runs."""
 
 import csv
+import re
 import time
 from dataclasses import replace
 from itertools import groupby
@@ -17,6 +18,7 @@ from hf_wsd.law import ScalingLaw
 from hf_wsd.optimum import find_optimum
 from hf_wsd.points import Point
 from hf_wsd.scaling import fit_law
+from hf_wsd.scaling_plots import law_figure
 
 DECAYED_RUNS = Path(__file__).resolve().parents[2] / "shared" / "data" / "decayed_runs.csv"
 OF_TOKENS = ScalingLaw(irreducible=2.0, data_scale=200.0, data_exponent=0.3)
@@ -130,10 +132,49 @@ def test_exponent_that_losses_do_not_show_is_withheld():
 
 @pytest.mark.slow
 def test_models_without_a_loss_are_left_out_and_said():
-    points = [*family(), Point(tokens=10**10, loss=nan, run="RUN/_branches/9-10")]
-    assert "1 of 5 models without a finite loss (unfinished or diverged): RUN/_branches/9-10" in str(
-        fit_law(points).warnings
+    points = [replace(point, run=f"RUN/_branches/{i}") for i, point in enumerate(family())]
+    points += [Point(tokens=10**10, loss=nan, run="RUN/_branches/9-10")]
+    assert fit_law(points).warnings == (
+        "Left out: 1 of 5 models without a loss above 0 (unfinished or diverged): 9-10 (10B tokens)",
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        (ladder([10**7, 11 * 10**6, 12 * 10**6]), r"sizes over a span of 1\.2 \(it takes 2\)"),
+        (ladder([10**7 * 2**i for i in range(5)], (20,)), "sizes that all have the same tokens per parameter"),
+    ],
+    ids=["near sizes", "one ratio"],
+)
+def test_exponents_of_sizes_that_do_not_tell_them_are_withheld(points, reason):
+    assert re.match(reason, fit_law(points, noise=0.001).withheld)
+
+
+@pytest.mark.slow
+def test_largest_is_not_predicted_from_models_of_one_other_size():
+    points = [*family(OF_TOKENS, parameters=10**7), Point(tokens=10**9, parameters=10**8, loss=3.0)]
+    assert fit_law(points).left_out is None
+
+
+@pytest.mark.slow
+def test_mixture_that_is_allowed_is_said():
+    warnings = fit_law(mixed("peak_lr", 0.001, 0.002), allow=["peak_lr"]).warnings
+    assert warnings == ("Mixed on purpose: models with different peak_lr (0.001, 0.002)",)
+
+
+@pytest.mark.slow
+def test_noise_that_residuals_belie_is_said():
+    points = family(budgets=[10**8 * 2**i for i in range(6)], noise=0.02)
+    assert "as with a noise of 0.0" in str(fit_law(points, noise=0.001).warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.001, 0.02])
+def test_noise_of_residuals_is_that_of_the_runs(noise):
+    budgets = [int(10**8 * 2 ** (i / 8)) for i in range(60)]
+    assert fit_law(family(budgets=budgets, noise=noise)).noise == pytest.approx(noise, rel=0.2)
 
 
 @pytest.mark.slow
@@ -163,6 +204,11 @@ def test_optimum_is_the_lowest_loss_of_all_sizes():
 def test_optimum_needs_exponents_that_are_known():
     with pytest.raises(FitError, match=r"not known from 2 sizes \(it takes 3\)"):
         find_optimum(fit_law(ladder([10**7, 10**8])), 1e19)
+
+
+@pytest.mark.slow
+def test_best_size_is_not_drawn_where_exponents_are_withheld():
+    assert len(law_figure(fit_law(ladder([10**7, 10**8]), noise=0.001)).axes) == 1
 
 
 @pytest.mark.slow
