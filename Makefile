@@ -66,7 +66,9 @@ browser: setup  ## the pages of `hf-wsd report` in a real browser: Playwright, a
 	node -e 'process.stdout.write(zlib.brotliDecompressSync(fs.readFileSync("$(CHROMIUM)/swiftshader.tar.br")))' | tar x -C .browser
 	$(BIN)/python -m pytest tests/test_browser.py
 
-figures: setup  ## the pictures of the measured comparison, drawn again from recipes/results
+figures: setup  ## the pictures of what was measured, drawn again from recipes/results, and of the river valley
 	$(BIN)/python recipes/comparison_figures.py recipes/results/compare.jsonl --into recipes/figures
+	$(BIN)/python recipes/bigram_findings.py recipes/results/bigram.json --into recipes/figures
+	$(BIN)/python recipes/river.py --into recipes/figures
 
 .PHONY: setup demo test test-fast check downstream oldest newest bench browser figures

@@ -31,10 +31,11 @@ def above_figure(found: Landscape) -> Figure:
     ax, plane = figure.subplots(), found.slice
     losses = np.array(plane.losses)
     low, high = losses.min(), max(losses.max(), losses.min() + 1e-9)  # levels must rise
+    digits = "%.2f" if high - low > 0.3 else "%.4f"
     levels = low + (high - low) * np.linspace(0, 1, LEVELS) ** 2  # closer near the bottom
     hills = ax.contourf(plane.along, plane.across, losses, levels=levels, cmap="cividis")
     ax.contour(plane.along, plane.across, losses, levels=levels, colors="white", linewidths=0.6, alpha=0.6)
-    bar = figure.colorbar(hills, ax=ax, ticks=levels[:: max(1, LEVELS // 6)], format=FormatStrFormatter("%.2f"))
+    bar = figure.colorbar(hills, ax=ax, ticks=levels[:: max(1, LEVELS // 6)], format=FormatStrFormatter(digits))
     bar.set_label("evaluation loss (levels closer near the bottom)", fontsize=12)
     _walk(ax, found, plane)
     ax.set_xlabel("along the river: distance from the decayed model", fontsize=13)
@@ -45,10 +46,11 @@ def above_figure(found: Landscape) -> Figure:
 
 
 def _above_claim(found: Landscape) -> str:
-    fork = found.decays[-1].fork
-    if fork.hill_loss <= 0:
-        return "From above: this run's trunk does not lie on a hill"
-    return f"From above: the trunk lies {fork.hill_loss:.3f} up the hill, and the decay goes down to the river"
+    verdict, hill = judge(found), found.decays[-1].fork.hill_loss
+    if verdict.behaves is False:
+        failed = sum(one.holds is False for one in verdict.statements)
+        return f"From above: no river valley ({failed} of {len(verdict.statements)} statements do not hold)"
+    return f"From above: the trunk lies {hill:.3f} up the hill, and the decay goes down to the river"
 
 
 def _walk(ax: Axes, found: Landscape, plane: Slice) -> None:
@@ -102,7 +104,7 @@ def side_figure(found: Landscape) -> Figure:
 
 def _side_claim(found: Landscape) -> str:
     floor = next(one for one in judge(found).statements if one.claim.startswith("after the same"))
-    return "From the side: the river runs below the trunk" + ("" if floor.holds else ", but not everywhere")
+    return f"From the side: the river {'runs' if floor.holds else 'does not run'} below the trunk"
 
 
 def way_figure(found: Landscape) -> Figure:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from hf_wsd.errors import DataError
+from hf_wsd.errors import DataError, WSDError
 from hf_wsd.plots import DECAY, TRUNK
 
 BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
@@ -279,8 +280,12 @@ def main() -> None:
     args = parser.parse_args()
     found, curvature_error = read(args.results)
     print("\n".join(describe(found, curvature_error)))
+    args.into.mkdir(parents=True, exist_ok=True)
     figure(found).savefig(args.into / "bigram.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WSDError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
