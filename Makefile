@@ -8,7 +8,7 @@ NEWEST := .venv-newest
 CHROMIUM := .browser/node_modules/@sparticuz/chromium/bin
 # What meets other packages: the trainer, the scheduler, accelerate, datasets, evaluate, typer, rich, matplotlib, scipy. `make test`
 # has the newest of those; `make newest` adds what comes with other projects.
-MEETS_OLDEST := versions registration scheduler callback end_to_end loop no_trainer recipe blocks metric cli show plots report page scaling forecast hub_server
+MEETS_OLDEST := versions registration scheduler callback end_to_end loop no_trainer recipe blocks metric cli show plots report page fitting hub_server
 MEETS_NEWEST := versions registration end_to_end other_trainers trackers engines
 
 setup: $(READY)  ## the environment in .venv, torch first: the open range in pyproject would take a CUDA build
