@@ -72,6 +72,11 @@ class Run:
         return max([begin, *self.records, *(int(row["step"]) for row in self.history)])
 
     @property
+    def family_updates(self) -> int:
+        """Updates that the run and its branches have trained, each counted once."""
+        return sum(one.steps_done - (one.planned.step if one.planned else 0) for one in self.walk())
+
+    @property
     def finished(self) -> bool:
         """Whether the run's last step has been saved."""
         return self.identity.last_step is not None and self.has_saved(self.identity.last_step)

@@ -32,7 +32,7 @@ from transformers import HfArgumentParser
 
 from hf_wsd.checkpoint import saved_checkpoints
 from hf_wsd.errors import RunError, SettingsError, WSDError, unknown
-from hf_wsd.family import Run, read_run
+from hf_wsd.family import read_run
 from hf_wsd.history import write_atomically
 from hf_wsd.lock import locked
 from hf_wsd.plan import Plan
@@ -138,7 +138,7 @@ def read_launch(task: Task, seconds: float | None) -> Launch:
         report = make_report(family)
         losses = {row.end: row.loss for row in report.rows if row.loss is not None}
         forks = {row.end: row.trunk_loss_at_fork for row in report.rows if row.trunk_loss_at_fork is not None}
-        updates, tokens_per_step = trained(family), report.tokens_per_step
+        updates, tokens_per_step = family.family_updates, report.tokens_per_step
     if missing := [budget for budget in task.budgets if budget not in losses]:
         raise RunError(f"{task.folder} has no evaluation at step {', '.join(map(str, missing))}: delete it, repeat")
     return Launch(
@@ -153,11 +153,6 @@ def read_launch(task: Task, seconds: float | None) -> Launch:
         tokens_per_step=tokens_per_step,
         seconds=seconds,
     )
-
-
-def trained(family: Run) -> int:
-    """Updates that a family has trained, or a line."""
-    return sum(member.steps_done - (member.planned.step if member.planned else 0) for member in family.walk())
 
 
 def logged_losses(folder: Path) -> dict[int, float]:

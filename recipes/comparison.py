@@ -77,9 +77,9 @@ class Launch:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Launch:
-        """The launch as JSON stores it, with texts for steps and null for a loss that has diverged."""
+        """The launch as JSON stores it, with texts for steps."""
         by_step = {
-            key: {int(step): nan if loss is None else loss for step, loss in stored[key].items()}
+            key: {int(step): loss for step, loss in stored[key].items()}
             for key in ("losses", "fork_losses", "evaluations")
         }
         return cls(**{**stored, **by_step, "budgets": tuple(stored["budgets"])})

@@ -160,8 +160,7 @@ def doubts(points: Sequence[Point]) -> Iterator[str]:
 
 def trained_tokens(run: Run) -> int:
     """Tokens that a run and its branches have trained."""
-    updates = sum(member.steps_done - (member.planned.step if member.planned else 0) for member in run.walk())
-    return updates * (run.latest.tokens_per_step or 0)
+    return run.family_updates * (run.latest.tokens_per_step or 0)
 
 
 class Ledger:

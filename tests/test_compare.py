@@ -103,7 +103,7 @@ def test_results_are_the_same_when_read_back(tmp_path):
     assert Comparison.read(tmp_path / "compare.jsonl") == TUNING
 
 
-def test_diverged_loss_is_null_in_the_results_and_not_a_number_again(tmp_path):
+def test_diverged_loss_is_not_a_number_when_read_back(tmp_path):
     comparison(launch("WSD-S", 0.1, 1, {10: float("nan")})).write(tmp_path / "compare.jsonl")
     assert math.isnan(Comparison.read(tmp_path / "compare.jsonl").losses("WSD-S", 10)[1])
 
