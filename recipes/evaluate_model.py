@@ -14,39 +14,18 @@ A model from elsewhere on the blocks of a run, or of flags that follow `--` (the
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from blocks import DataArguments, load_blocks, load_tokenizer, option
-from pretrain import ModelArguments, metrics
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from held_out import HeldOut, held_out, split_flags
+from pretrain import metrics
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-from hf_wsd.errors import RecordError, RunError, WSDError
+from hf_wsd.errors import RecordError, WSDError
 from hf_wsd.family import read_run
 from hf_wsd.history import losses_of
 from hf_wsd.lineage import RECORD, Command, Lineage
-
-
-@dataclass
-class EvaluationArguments:
-    """What else of a run's command the loss depends on."""
-
-    per_device_eval_batch_size: int = option(8, "Blocks in a batch.")
-    bf16: bool = option(False, "As the run was trained.")
-    fp16: bool = option(False, "As the run was trained.")
-    use_cpu: bool = option(False, "No accelerator.")
 
 
 def command_of(model: Path) -> Command | None:
@@ -61,49 +40,27 @@ def command_of(model: Path) -> Command | None:
     return None
 
 
-def flags_of(command: Command) -> list[str]:
-    """The flags of a script: what follows its name."""
-    script = next((i for i, word in enumerate(command.argv) if word.endswith(".py")), 0)
-    return list(command.argv[script + 1 :])
-
-
-def evaluate(model: str, flags: Sequence[str]) -> dict[str, object]:
+def evaluate(model: str, data: HeldOut) -> dict[str, object]:
     """Loss, perplexity and bits per byte of a model, as the Trainer of recipes/pretrain.py gives them.
 
     Args:
         model: a folder or a name on the hub.
-        flags: of recipes/pretrain.py; those that an evaluation does not need are passed over.
+        data: the blocks; their tokenizer must be the model's.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments), allow_abbrev=False)
-    model_args, data_args, how, _ = parser.parse_args_into_dataclasses(list(flags), return_remaining_strings=True)
-    tokenizer = load_tokenizer(data_args, model_args.model_name_or_path)
-    refuse_other_tokenizer(model, tokenizer)
-    _, blocks = load_blocks(data_args, tokenizer)
-    compute_metrics, preprocess_logits = metrics(tokenizer)
+    data.refuse_other_tokenizer(model)
+    compute_metrics, preprocess_logits = metrics(data.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(model),
-            args=TrainingArguments(folder, report_to="none", disable_tqdm=True, **vars(how)),
-            eval_dataset=blocks,
+            args=TrainingArguments(folder, report_to="none", disable_tqdm=True, **vars(data.how)),
+            eval_dataset=data.blocks,
             data_collator=default_data_collator,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits,
         )
         found = losses_of(trainer.evaluate())
     known = {name: found[name] for name in ("loss", "perplexity", "bits_per_byte") if name in found}
-    return {"model": model, **known, "blocks": len(blocks), "block_size": data_args.block_size}
-
-
-def refuse_other_tokenizer(model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that has a tokenizer of its own, and another one: the loss would be that of other text."""
-    if Path(model).is_dir() and not any(Path(model).glob("tokenizer*")):  # transformers would make an empty one
-        return
-    own = AutoTokenizer.from_pretrained(model)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise RunError(
-            f"{model} has another tokenizer ({len(own)} tokens) than the blocks ({len(tokenizer)}): evaluate it on "
-            f"blocks of its own, -- --tokenizer_name {model}"
-        )
+    return {"model": model, **known, "blocks": len(data.blocks), "block_size": data.block_size}
 
 
 def main() -> None:
@@ -111,23 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="A model's folder, or its name on the hub.")
     parser.add_argument("--run", type=Path, help="The run whose data it is; default: the one that the model lies in.")
-    ours, flags = sys.argv[1:], []
-    if "--" in ours:
-        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    ours, flags = split_flags(sys.argv[1:])
     args = parser.parse_args(ours)
+    local = Path(args.model).resolve() if Path(args.model).is_dir() else None
+    command = None
     if args.run is not None:
         command = read_run(args.run).latest.command
-    else:
-        command = command_of(Path(args.model).resolve()) if Path(args.model).is_dir() else None
-    if command is None and not flags:
-        raise RunError(f"no record says on which data {args.model} was trained: give --run RUN, or flags after --")
-    model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
-    if command is not None:
-        flags = flags_of(command) + flags  # of a flag that is there twice, the last counts
-        if Path(command.cwd).is_dir():
-            os.chdir(command.cwd)  # from which its files were named
+    elif local is not None:
+        command = command_of(local)
     with contextlib.redirect_stdout(sys.stderr):  # transformers prints what it logs
-        result = evaluate(model, flags)
+        result = evaluate(str(local or args.model), held_out(args.model, command, flags))
     print(json.dumps(result))
 
 

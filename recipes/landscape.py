@@ -16,18 +16,15 @@ Several devices share the blocks, each with a whole model; flags after `--` repl
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 from accelerate import Accelerator
-from blocks import DataArguments, load_blocks, load_tokenizer
-from evaluate_model import EvaluationArguments, flags_of, refuse_other_tokenizer
-from pretrain import ModelArguments
-from transformers import AutoModelForCausalLM, HfArgumentParser
+from held_out import held_out, split_flags
+from transformers import AutoModelForCausalLM
 
-from hf_wsd.errors import RunError, SettingsError, WSDError
+from hf_wsd.errors import SettingsError, WSDError
 from hf_wsd.family import Run, read_run
 from hf_wsd.history import write_atomically
 from hf_wsd.landscape_plots import write_figures
@@ -41,7 +38,7 @@ TELL_EVERY = 10.0  # seconds
 
 def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The recipe's own flags, and those that follow `--`."""
-    own, more = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    own, more = split_flags(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="The --output_dir of a trunk or of a WSD-S line.")
     parser.add_argument("--blocks", type=int, default=32, help="Held-out blocks at every point.")
@@ -60,22 +57,9 @@ def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def load_batches(run: Run, flags: list[str], args: argparse.Namespace, accelerator: Accelerator):
     """Held-out blocks as the run's own command, and flags after it, name them."""
-    command = run.latest.command
-    if command is None and not flags:
-        raise RunError(f"no record says on which data {run.path} was trained: give its flags after --")
-    if command is not None:
-        flags = flags_of(command) + flags  # of a flag that is there twice, the last counts
-    here, home = Path.cwd(), Path(command.cwd) if command else Path.cwd()
-    os.chdir(home if home.is_dir() else here)  # from which its files were named
-    try:
-        parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments), allow_abbrev=False)
-        model_args, data_args, _, _ = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
-        tokenizer = load_tokenizer(data_args, model_args.model_name_or_path)
-        _, blocks = load_blocks(data_args, tokenizer, accelerator.main_process_first)
-    finally:
-        os.chdir(here)
-    refuse_other_tokenizer(str(newest(run).resolve()), tokenizer)
-    return batches_of(blocks, count=args.blocks, size=args.batch_size)
+    data = held_out(run.path, run.latest.command, flags, accelerator.main_process_first)
+    data.refuse_other_tokenizer(str(newest(run)))
+    return batches_of(data.blocks, count=args.blocks, size=args.batch_size)
 
 
 def newest(run: Run) -> Path:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import evaluate_model
+import held_out
 import pytest
 from blocks import DataArguments, load_tokenizer
 from test_recipe import TINY, pretrain_here
@@ -49,7 +50,7 @@ def test_a_model_from_elsewhere_is_evaluated_on_the_blocks_of_a_run_with_flags_t
     elsewhere = tmp_path / "elsewhere"
     (run / "checkpoint-20").rename(elsewhere)
     (elsewhere / "wsd.json").unlink()
-    with pytest.raises(RunError, match="give --run RUN, or flags after --"):
+    with pytest.raises(RunError, match=r"give flags of recipes/pretrain\.py after --"):
         printed(capsys, elsewhere)
     own = printed(capsys, elsewhere, "--run", run, "--", "--max_eval_blocks", "4")
     assert (own["model"], own["blocks"]) == (str(elsewhere), 4)
@@ -60,7 +61,7 @@ def test_a_model_with_another_tokenizer_is_refused(tmp_path):
     tokenizer.add_tokens(["<another>"])
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(RunError, match=r"has another tokenizer \(2049 tokens\) than the blocks \(2048\)"):
-        evaluate_model.evaluate(str(tmp_path), FLAGS)
+        evaluate_model.evaluate(str(tmp_path), held_out.held_out(tmp_path, None, FLAGS))
 
 
 def test_only_runs_of_the_recipes_bring_an_evaluation(tmp_path):
