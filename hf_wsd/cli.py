@@ -255,6 +255,7 @@ def _is_one_more(option: str, word: str) -> bool:
     from hf_wsd.lengths import is_length
     from hf_wsd.points import MIXABLE
     from hf_wsd.shapes import SHAPES
+    from hf_wsd.tables import TABLES
 
     if option in ("--fork", "--decay-steps", "--predict", "--parameters"):
         return is_length(word)
@@ -264,7 +265,7 @@ def _is_one_more(option: str, word: str) -> bool:
         return word in MIXABLE
     if option == "--decay-type":
         return word in SHAPES
-    return (option == "--curve" and word.endswith(".csv")) or (option == "--only" and not word.startswith("-"))
+    return (option == "--curve" and word.endswith(TABLES)) or (option == "--only" and not word.startswith("-"))
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from hf_wsd.forecast import Forecast, Forecaster
 from hf_wsd.lengths import show_tokens
 from hf_wsd.loss_curves import Curve, Floats, Steps
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import BLUE, DECAY, TRUNK
 from hf_wsd.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORECAST = "#0072b2"  # blue of Okabe and Ito
+FORECAST = BLUE
 POINTS = 60  # drawn of one forecast decay
 
 

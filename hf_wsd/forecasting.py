@@ -34,7 +34,7 @@ _RUN = typer.Argument(metavar="[RUN]", help="A family, or a line of cycles; it m
 
 def forecast(
     run: Annotated[Path | None, _RUN] = None,
-    curve: Annotated[list[Path] | None, typer.Option(help="CSV files instead: columns step, lr, loss.")] = None,
+    curve: Annotated[list[Path] | None, typer.Option(help="Tables instead: columns step, lr, loss.")] = None,
     only: Annotated[Words, typer.Option(help="Names of the curves in the files, such as '100/*_24000'.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Updates of the warm-up before the curves in the files.")] = 0,
     fork: Annotated[Words, typer.Option(help="Where the decay starts: steps, or tokens (2M).")] = None,

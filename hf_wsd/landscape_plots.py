@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import BLUE, DECAY, TRUNK
 from hf_wsd.valley import Landscape, Slice
 from hf_wsd.verdict import judge
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RIVER = "#0072b2"  # blue of Okabe and Ito
+RIVER = BLUE
 LEVELS = 14  # of the loss in the picture from above
 _DOT: dict[str, Any] = {"color": DECAY, "markersize": 9, "zorder": 4, "linestyle": ""}
 

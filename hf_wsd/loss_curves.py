@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hf_wsd.errors import FitError
 from hf_wsd.family import Run
 from hf_wsd.segment import Phase
+from hf_wsd.tables import read_table
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -144,18 +145,19 @@ def _curve(run: Run, series: str, peak: float) -> Curve | None:
 
 
 def read_curves(files: Sequence[Path], *, warmup: int = 0, only: Sequence[str] = ()) -> tuple[Curve, ...]:
-    """Curves from CSV files with the columns step, lr and loss; other columns name the curves of one file.
+    """Curves from tables with the columns step, lr and loss; other columns name the curves of one file.
 
     The lr between two rows is on a line, but a jump between two constant stretches is a jump, midway; before the first
     row it is that row's. A row without a loss gives an lr alone: a curve needs the lr from its very beginning.
 
     Args:
-        files: CSV files.
+        files: tables, .csv, .tsv, .json or .jsonl.
         warmup: updates of a linear warm-up from 0 before the first row.
         only: patterns of the names of the curves wanted ("100/*_24000"); all if empty.
 
     Raises:
-        FitError: a file without these columns, a cell that is no number, or no curve of that name.
+        DataError: a file that is no table.
+        FitError: one without these columns, a cell that is no number, or no curve of that name.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -173,25 +175,23 @@ def read_curves(files: Sequence[Path], *, warmup: int = 0, only: Sequence[str] =
 
 
 def _rows(file: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """Rows of a CSV file by the name of their curve: step, lr, loss (not a number where the cell is empty)."""
-    if not file.is_file():
-        raise FitError(f"there is no file {file}")
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if missing := [name for name in _NAMES if name not in (reader.fieldnames or ())]:
-            raise FitError(f"{file.name} needs the columns step, lr and loss: it has no {', '.join(missing)}")
-        rows: dict[str, list[tuple[int, float, float]]] = {}
-        for number, row in enumerate(reader, 2):
-            name = "/".join(str(value) for key, value in row.items() if key not in _NAMES) or file.stem
-            rows.setdefault(name, []).append(_numbers(file, number, row))
+    """Rows of a table by the name of their curve: step, lr, loss (not a number where the cell is empty)."""
+    table = read_table(file)
+    if missing := [name for name in _NAMES if name not in table[0]]:
+        raise FitError(f"{file.name} needs the columns step, lr and loss: it has no {', '.join(missing)}")
+    rows: dict[str, list[tuple[int, float, float]]] = {}
+    for number, row in enumerate(table, 1):
+        name = "/".join(str(value) for key, value in row.items() if key not in _NAMES) or file.stem
+        rows.setdefault(name, []).append(_numbers(file, number, row))
     return rows
 
 
-def _numbers(file: Path, number: int, row: Mapping[str, str]) -> tuple[int, float, float]:
+def _numbers(file: Path, number: int, row: Mapping[str, Any]) -> tuple[int, float, float]:
     try:
-        return int(row["step"]), float(row["lr"]), float(row["loss"] or "nan")
-    except (TypeError, ValueError):
-        raise FitError(f"line {number} of {file.name}: step, lr and loss have to be numbers, not {dict(row)}") from None
+        loss = row.get("loss", "")
+        return int(row["step"]), float(row["lr"]), float("nan" if loss in ("", None) else loss)
+    except (KeyError, TypeError, ValueError):
+        raise FitError(f"row {number} of {file.name}: step, lr and loss have to be numbers, not {dict(row)}") from None
 
 
 def _curve_of_rows(name: str, rows: list[tuple[int, float, float]], warmup: int) -> Curve:

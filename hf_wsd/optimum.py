@@ -9,9 +9,9 @@ from typing import Any
 
 from hf_wsd.errors import FitError
 from hf_wsd.law import ScalingLaw
+from hf_wsd.plan import FLOPS_PER
 from hf_wsd.scaling import Fit
 
-FLOPS_PER = 6.0  # of a parameter and a token: forward 2, backward 4; see `plan.training_flops`
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 

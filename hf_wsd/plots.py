@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRUNK, TRAINING, DECAY = "#5f5f5f", "#c9c9c9", "#d55e00"  # greys, and vermilion of Okabe and Ito: safe for all eyes
+BLUE, GREEN, PURPLE, AMBER, SKY = "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"  # Okabe and Ito: for all eyes
+TRUNK, TRAINING, DECAY = "#5f5f5f", "#c9c9c9", "#d55e00"  # greys, and their vermilion
 WIDE_RANGE = 20  # end of the longest model / first fork point from which the x axis is logarithmic
 POINTS = 200  # drawn of one curve
 LABELS = 12  # ends of decays; of more, the first and the last alone have their label
-FAMILIES = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#d55e00", "#5f5f5f")  # Okabe and Ito
+FAMILIES = (BLUE, GREEN, PURPLE, AMBER, SKY, DECAY, TRUNK)
 End = tuple[int, float, str]  # step, loss and budget of a decayed model
 
 

@@ -123,8 +123,7 @@ def _kind(schedule: Schedule, decays: int) -> str | None:
 def _shape(schedule: Schedule, fork: int) -> str:
     """The shape of the decay that starts at `fork`, with its parameters and its end where that is not 0."""
     segment = next(segment for start, _, segment in schedule.spans() if start == fork)
-    params = ", ".join(f"{name}={value:g}" for name, value in segment.shape_params)
-    return segment.shape + (f"({params})" if params else "") + (f" to {segment.end:g}" if segment.end else "")
+    return segment.shape_text + (f" to {segment.end:g}" if segment.end else "")
 
 
 WHOLE = ("tokens", "parameters", "parameters_without_embeddings", "decay_steps", "seed")

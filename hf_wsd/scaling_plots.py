@@ -9,8 +9,9 @@ import numpy as np
 
 from hf_wsd.law import Prediction
 from hf_wsd.lengths import show_tokens
-from hf_wsd.optimum import FLOPS_PER, best_size
-from hf_wsd.plots import DECAY, TRUNK, put_title
+from hf_wsd.optimum import best_size
+from hf_wsd.plan import FLOPS_PER
+from hf_wsd.plots import AMBER, BLUE, DECAY, GREEN, PURPLE, SKY, TRUNK, put_title
 from hf_wsd.points import Point
 from hf_wsd.scaling import Fit
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito: safe for all eyes
+COLOURS = (BLUE, GREEN, PURPLE, AMBER, SKY, "black")
 AHEAD = 4.0  # times the longest budget: how far the law is drawn
 BAND = 13  # budgets at which the interval is worked out
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_wsd.legs import Leg, leg_to
 from hf_wsd.lengths import show_tokens
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import BLUE, DECAY, GREEN, PURPLE, TRUNK
 from hf_wsd.preview import Preview
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 400  # drawn of one phase
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: safe for all eyes
+COLOURS = (BLUE, DECAY, GREEN, PURPLE)
 
 
 def plot_plan(ax: Axes, preview: Preview) -> Axes:

@@ -109,7 +109,6 @@ def _phases(run: Run, member: Run) -> Iterator[tuple[str, ...]]:
         if end is not None and end <= begin:
             continue
         first, constant = max(start, begin), segment.shape == "constant"
-        params = ", ".join(f"{name}={value:g}" for name, value in segment.shape_params)
         per_step = record.tokens_per_step
         yield (
             name_of(run, member),
@@ -119,7 +118,7 @@ def _phases(run: Run, member: Run) -> Iterator[tuple[str, ...]]:
             "-" if end is None or per_step is None else show_tokens((end - first) * per_step),
             (f"{segment.end * peak:g}" if constant else f"{segment.start * peak:g} to {segment.end * peak:g}")
             + ("" if record.peak_lr else " of the peak"),
-            segment.shape + (f"({params})" if params else ""),
+            segment.shape_text,
         )
 
 

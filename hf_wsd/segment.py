@@ -144,6 +144,16 @@ class Segment:
         shape = table.get(self.shape) or find_shape(self.shape)
         return shape.curve
 
+    @property
+    def shape_text(self) -> str:
+        """The shape with its parameters.
+
+        >>> Segment.decay(20, shape="half-life", params={"half_life": 5}).shape_text
+        'half-life(half_life=5)'
+        """
+        params = ", ".join(f"{name}={value:g}" for name, value in self.shape_params)
+        return f"{self.shape}({params})" if params else self.shape
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; parameters are written where the shape has some."""
         data = asdict(self) | {"phase": self.phase.value, "shape_params": dict(self.shape_params)}
@@ -151,7 +161,6 @@ class Segment:
 
     def __str__(self) -> str:
         length = "open-ended" if self.steps is None else f"{self.steps} steps"
-        params = ", ".join(f"{name}={value:g}" for name, value in self.shape_params)
-        shape = f"{self.shape}({params})" if params else self.shape
-        curve = f"at {self.end:g}" if self.shape == "constant" else f"{shape} {self.start:g} -> {self.end:g}"
+        at = f"{self.shape_text} {self.start:g} -> {self.end:g}"
+        curve = f"at {self.end:g}" if self.shape == "constant" else at
         return f"{self.phase.value} {curve}, {length}"

@@ -11,6 +11,7 @@ from typing import Any
 from hf_wsd.errors import DataError
 from hf_wsd.lengths import UNITS
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _LISTS = ("points", "rows")  # under which a JSON table has its rows
 
 
@@ -30,10 +31,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     ...     read_table(file)
     [{'tokens': '2M', 'loss': '3.5'}]
     """
-    readers = {".csv": _separated, ".tsv": _separated, ".json": _json, ".jsonl": _json_lines}
+    readers = dict(zip(TABLES, (_separated, _separated, _json, _json_lines), strict=True))
     try:
         if path.suffix not in readers:
-            raise ValueError(f"it is none of {', '.join(readers)}")
+            raise ValueError(f"it is none of {', '.join(TABLES)}")
         rows = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"there is no {path}: give folders of runs, or .csv, .tsv, .json and .jsonl files") from None

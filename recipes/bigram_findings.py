@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from hf_wsd.errors import DataError, WSDError
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import BLUE, DECAY, GREEN, SKY, TRUNK
 
-BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
 NAMES = {"table": "Table of logits, SGD", "gpt2": "GPT-2, AdamW"}
 
 

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hf_wsd.lengths import show_tokens
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import AMBER, BLUE, DECAY, GREEN, PURPLE, SKY, TRUNK
 
-BLUE, GREEN, SKY, PURPLE, AMBER = "#0072b2", "#009e73", "#56b4e9", "#cc79a7", "#e69f00"  # Okabe and Ito
 STYLES = {  # colour, marker
     BASELINE: (TRUNK, "s"),
     "linear to zero": (AMBER, "D"),

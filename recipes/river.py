@@ -29,11 +29,10 @@ from matplotlib.figure import Figure
 
 from hf_wsd.baselines import constant, cosine, cyclic_cosine, multi_step
 from hf_wsd.builders import wsd, wsd_s
-from hf_wsd.plots import DECAY, TRUNK
+from hf_wsd.plots import BLUE, DECAY, SKY, TRUNK
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Segment
 
-BLUE = "#0072b2"
 PEAK_LR, STEPS, DECAY_STEPS = 0.08, 1000, 200
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant(STEPS),
@@ -173,7 +172,7 @@ def plot_valley(ax: Axes, valley: Valley, tracks: dict[str, Track]) -> Axes:
     """The valley from above, with one walk of a WSD run and one at a tenth of its lr."""
     x, y = np.meshgrid(np.linspace(-0.4, 8.6, 400), np.linspace(-1.7, 1.7, 200))
     ax.contourf(x, y, np.sqrt(valley.hill(x, y)), levels=16, cmap="Greens", alpha=0.55)
-    ax.plot(x[0], valley.river(x[0]), color="#56b4e9", linewidth=7, alpha=0.8, solid_capstyle="butt")
+    ax.plot(x[0], valley.river(x[0]), color=SKY, linewidth=7, alpha=0.8, solid_capstyle="butt")
     whole, slow, fork = tracks["WSD"], tracks["low"], STEPS - DECAY_STEPS
     ax.plot(whole.x[: fork + 1, 0], whole.y[: fork + 1, 0], color=TRUNK, linewidth=0.7)
     ax.plot(whole.x[fork:, 0], whole.y[fork:, 0], color=DECAY, linewidth=1.6)
@@ -195,7 +194,7 @@ def plot_losses(ax: Axes, valley: Valley, tracks: dict[str, Track]) -> Axes:
     """Loss over steps, the mean of all seeds; dotted the loss of the river below."""
     steps, fork = np.arange(STEPS + 1), STEPS - DECAY_STEPS
     loss = {name: valley.loss(track.x, track.y).mean(axis=1) for name, track in tracks.items()}
-    ax.plot(steps, -valley.slope * tracks["WSD"].x.mean(axis=1), ":", color="#56b4e9", linewidth=2.5)
+    ax.plot(steps, -valley.slope * tracks["WSD"].x.mean(axis=1), ":", color=SKY, linewidth=2.5)
     ax.plot(steps, loss["constant"], color=TRUNK, linewidth=2.2)
     ax.plot(steps, loss["low"], color=BLUE, linewidth=2.2)
     ax.plot(steps[fork:], loss["WSD"][fork:], color=DECAY, linewidth=2.2)

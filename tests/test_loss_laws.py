@@ -1,5 +1,6 @@
 """The two laws of a loss curve against their formulas written out, and against real runs that they have not seen."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,10 +115,19 @@ def test_a_curve_without_the_lr_of_each_update_is_refused():
         Curve(name="a", lrs=np.ones(5), steps=np.array([5, 6]), losses=np.ones(2))
 
 
-def test_a_csv_with_other_columns_is_refused(tmp_path):
+def test_a_table_with_other_columns_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(FitError, match="needs the columns step, lr and loss: it has no lr"):
         read_curves([tmp_path / "a.csv"])
+
+
+def test_curves_are_read_from_any_kind_of_table(tmp_path):
+    rows = [{"step": 2, "lr": 1.0, "loss": 4.0}, {"step": 4, "lr": 0.5, "loss": 3.0}, {"step": 5, "lr": 0.5}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.csv").write_text("step;lr;loss\n2;1;4\n4;0.5;3\n5;0.5;\n")
+    for file in ("a.jsonl", "a.csv"):
+        (curve,) = read_curves([tmp_path / file])
+        assert (curve.name, curve.steps.tolist(), curve.losses.tolist(), len(curve.lrs)) == ("a", [2, 4], [4, 3], 5)
 
 
 # --- real runs: 25M and 100M parameters, nine schedules each ---
