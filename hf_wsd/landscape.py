@@ -58,7 +58,7 @@ class Descent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class FamilyPlaces:
     """The checkpoints of a family and its decays, one of each fork point, by the step of their end.
 
     Args:
@@ -77,7 +77,7 @@ class Family:
         return [place for place in self.places.values() if place.phase == "stable"]
 
 
-def read_family(run: Run, *, most: int = MOST) -> Family:
+def read_places(run: Run, *, most: int = MOST) -> FamilyPlaces:
     """The checkpoints of a trunk, or of a WSD-S line, and of its branches; decays with other data are left out.
 
     Args:
@@ -105,7 +105,7 @@ def read_family(run: Run, *, most: int = MOST) -> Family:
     kept = {n: p for n, p in sorted(places.items(), key=lambda item: item[1].step) if n in needed | chosen}
     inside = (tuple(name for name in descent.inside if name in kept) for descent in descents)
     descents = tuple(Descent(fork=d.fork, inside=names, end=d.end) for d, names in zip(descents, inside, strict=True))
-    return Family(places=kept, descents=descents, left_out=len(places) - len(kept))
+    return FamilyPlaces(places=kept, descents=descents, left_out=len(places) - len(kept))
 
 
 def _collect(trunk: Run, run: Run, places: dict[str, Place], above: Mapping[int, str]) -> Iterator[Descent]:
@@ -143,7 +143,7 @@ class Geometry:
         gram: [n, n] inner products of (checkpoint - first checkpoint), in the order of `family.places`.
     """
 
-    family: Family
+    family: FamilyPlaces
     gram: Floats
 
     def vector(self, mix: Mix) -> Floats:
@@ -242,6 +242,6 @@ def scaled(mix: Mix, factor: float) -> Mix:
     return {name: factor * weight for name, weight in mix.items()}
 
 
-def paths(family: Family, run: Path) -> dict[str, Path]:
+def paths(family: FamilyPlaces, run: Path) -> dict[str, Path]:
     """The folder of each checkpoint by its name."""
     return {name: run / place.path for name, place in family.places.items()}

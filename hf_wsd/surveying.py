@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_wsd.family import Run
 from hf_wsd.history import to_json
-from hf_wsd.landscape import Floats, Geometry, Mix, added, paths, read_family, step_between
+from hf_wsd.landscape import Floats, Geometry, Mix, added, paths, read_places, step_between
 from hf_wsd.terrain import Files, Terrain, mark_of
 from hf_wsd.valley import Beside, Decayed, Landscape, Line, Slice, Spot, Turn
 
@@ -122,7 +122,7 @@ def survey(
     Raises:
         FitError: fewer than two finished decays. CheckpointError: one that cannot be read.
     """
-    family, grid = read_family(run), grid or Grid()
+    family, grid = read_places(run), grid or Grid()
     with Files(paths(family, run.path)) as files:
         gram, marks = files.gram()
         terrain = Terrain(model, batches, files, accelerator)

@@ -34,18 +34,23 @@ def describe(comparison: Comparison) -> Iterator[str]:
         "have one evaluation set, which favours arms that are tuned for each budget (cosine, linear to zero)."
     )
     yield ""
-    yield "| arm | updates | part of the separate cosine runs | wall-clock, s | part of theirs |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
-    for cost in comparison.costs():
-        clock = "-" if cost["seconds"] is None else f"{cost['seconds']:.0f}"
-        part, ratio = (_part(cost[key]) for key in ("tokens_ratio", "seconds_ratio"))
-        yield f"| {cost['arm']} | {cost['updates']:,} | {part} | {clock} | {ratio} |"
+    yield from cost_table(comparison)
     yield ""
     yield "One peak lr and one seed: the search for the peak lr is not counted."
     yield ""
     for budget, gap in comparison.trap().items():
         apart = f"{gap.mean:+.4f}{_spread(gap.spread)}"
         yield f"- The longest cosine run at step {budget}: {apart} nats against the run of that length."
+
+
+def cost_table(comparison: Comparison) -> Iterator[str]:
+    """What each arm costs for a model at every budget, in updates and in seconds where it ran alone."""
+    yield "| arm | updates | part of the separate cosine runs | wall-clock, s | part of theirs |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for cost in comparison.costs():
+        clock = "-" if cost["seconds"] is None else f"{cost['seconds']:.0f}"
+        part, ratio = (_part(cost[key]) for key in ("tokens_ratio", "seconds_ratio"))
+        yield f"| {cost['arm']} | {cost['updates']:,} | {part} | {clock} | {ratio} |"
 
 
 def family_table(comparison: Comparison, arm: str) -> Iterator[str]:

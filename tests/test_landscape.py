@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_wsd.errors import CheckpointError, FitError
 from hf_wsd.family import read_run
-from hf_wsd.landscape import paths, read_family, step_between
+from hf_wsd.landscape import paths, read_places, step_between
 from hf_wsd.landscape_page import landscape_section
 from hf_wsd.lineage import Command
 from hf_wsd.reporting import write_report
@@ -229,7 +229,7 @@ def terrain_of(family, folder, model, stack):
 
 @pytest.mark.slow
 def test_curvature_of_a_real_model_is_that_of_the_whole_hessian_vector_product(real):
-    family, model = read_family(read_run(real)), AutoModelForCausalLM.from_pretrained(real / "checkpoint-30")
+    family, model = read_places(read_run(real)), AutoModelForCausalLM.from_pretrained(real / "checkpoint-30")
     eager = AutoModelForCausalLM.from_pretrained(real / "checkpoint-30", attn_implementation="eager")
     way = step_between(family.descents[0].end, family.descents[1].end)
     with ExitStack() as stack:
@@ -254,7 +254,7 @@ def test_memory_is_at_most_three_copies_of_the_weights(run, tmp_path, measure, c
     for file in run.glob("**/checkpoint-*/model.safetensors"):
         file.unlink()
         file.hardlink_to(tmp_path / "model" / "model.safetensors")
-    family = read_family(read_run(run))
+    family = read_places(read_run(run))
     first, last = (descent.end for descent in family.descents)
     with ExitStack() as stack:
         terrain = terrain_of(family, run, model, stack)
