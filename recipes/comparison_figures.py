@@ -32,7 +32,7 @@ STYLES = {  # colour, marker
 def plot_differences(ax: Axes, comparison: Comparison) -> Axes:
     """Loss minus the tuned baseline's at the same tokens: mean over seeds and its 95 % interval, a group per budget."""
     arms = [arm for arm in comparison.arms if arm != BASELINE]
-    ax.axhline(0, color=STYLES[BASELINE][0], linewidth=1.5)
+    ax.axhline(0, color=STYLES[BASELINE][0], linewidth=1.5, label="cosine, tuned for each length")
     for place, arm in enumerate(arms):
         colour, marker = STYLES[arm]
         for group, budget in enumerate(comparison.budgets):
@@ -46,7 +46,7 @@ def plot_differences(ax: Axes, comparison: Comparison) -> Axes:
     ax.set_xticks(range(len(comparison.budgets)), [_budget(comparison, budget) for budget in comparison.budgets])
     ax.set_xlim(-0.5, len(comparison.budgets) - 0.5)
     ax.set_xlabel("tokens seen by the model")
-    ax.set_ylabel("evaluation loss minus tuned cosine's, nats")
+    ax.set_ylabel("loss minus tuned cosine's, nats (below 0: better)")
     ax.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 1))
     return ax
 
@@ -61,7 +61,7 @@ def plot_trap(ax: Axes, comparison: Comparison) -> Axes:
     ax.plot([step * scale for step in steps], curve, color=TRUNK, linewidth=2.2, label="the longest cosine run")
     on_the_way = [fmean(one.evaluations[budget] for one in runs) for budget in comparison.budgets]
     tokens = [budget * scale for budget in comparison.budgets]
-    ax.plot(tokens, on_the_way, "s", color=TRUNK, markerfacecolor="white", markersize=9, label="its checkpoints")
+    ax.plot(tokens, on_the_way, "s", color=TRUNK, markerfacecolor="white", markersize=14, label="its checkpoints")
     for arm, label in (
         (BASELINE, "a cosine run of that length"),
         ("WSD, decays of 10 %", "a 10 % decay off one trunk"),
@@ -110,7 +110,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Write compare-losses.png, compare-costs.png and cosine-trap.png into a folder; returns their paths."""
     seeds = len(comparison.losses(BASELINE, comparison.budgets[-1]))
     titles = {
-        "compare-losses": (plot_differences, f"Loss against a cosine run of the same length ({seeds} seeds)", 5.5),
+        "compare-losses": (plot_differences, f"Loss against a cosine run of the same length (mean of {seeds} seeds, bars: 95 %)", 5.5),
         "compare-costs": (plot_costs, "What a model at every budget costs", 0.8 + 0.45 * len(comparison.arms)),
         "cosine-trap": (plot_trap, "The longest cosine run on its way, and runs of each length", 5.5),
     }
