@@ -108,32 +108,32 @@ def _side_claim(found: Landscape) -> str:
 
 
 def way_figure(found: Landscape) -> Figure:
-    """Where the checkpoints lie along and across, and progress over the sum of the lr, 1600 x 800 pixels."""
+    """How far the checkpoints lie from the river, and progress along it over the sum of the lr, 1600 x 800 pixels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     places, progress = figure.subplots(1, 2)
     spots = {spot.name: spot for spot in found.spots}
     trunk = found.trunk
-    places.plot([s.along for s in trunk], [s.across for s in trunk], "o-", color=TRUNK, linewidth=2.2, label="trunk")
+    forks = [(spots[decay.fork.name].along, decay.fork.distance) for decay in found.decays]
+    places.plot(*zip(*forks, strict=True), "-", color=TRUNK, linewidth=2.2, label="trunk, fork point to fork point")
     progress.plot([s.lr_sum for s in trunk], [s.along for s in trunk], "o-", color=TRUNK, linewidth=2.2)
     for at, decay in enumerate(found.decays):
         way = [spots[name] for name in (*(b.name for b in decay.beside), decay.end)]
         style: dict[str, Any] = {"color": DECAY, "linewidth": 2.2, "marker": "o", "markersize": 6}
         label = None if at else "decays, to decayed models"
-        places.plot([s.along for s in way], [s.across for s in way], **style, label=label)
+        distances = [*(beside.distance for beside in decay.beside), 0.0]
+        places.plot([s.along for s in way], distances, **style, label=label)
         progress.plot([s.lr_sum for s in way], [s.along for s in way], **style)
-    ends = [spots[decay.end] for decay in found.decays]
-    river: dict[str, Any] = {"color": RIVER, "linestyle": "--", "linewidth": 1.8, "label": "through the decayed models"}
-    places.plot([s.along for s in ends], [s.across for s in ends], **river, zorder=0)
+    places.axhline(0, color=RIVER, linewidth=4, alpha=0.5, zorder=0, label="the river, through the decayed models")
     places.set_ylim(top=places.get_ylim()[1] * 1.45)  # room for the legend
-    places.set_xlabel("along: from the first to the last decayed model", fontsize=13)
-    places.set_ylabel("across: from the last decayed model to its fork point", fontsize=11)
+    places.set_xlabel("along the river, from the first decayed model", fontsize=13)
+    places.set_ylabel("distance from the river", fontsize=13)
     progress.set_xlabel("sum of the lr / peak lr", fontsize=13)
     progress.set_ylabel("along the river", fontsize=13)
     _tidy(figure, [places, progress])
     places.legend(loc="upper left", frameon=False, fontsize=11)
-    figure.suptitle("The way of this run, along and across", x=0.01, ha="left", weight="bold", fontsize=15)
+    figure.suptitle("Distance from the river, and progress along it", x=0.01, ha="left", weight="bold", fontsize=15)
     return figure
 
 

@@ -109,8 +109,9 @@ def save(file: Path, plot: object, comparison: Comparison, *, title: str, height
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Write compare-losses.png, compare-costs.png and cosine-trap.png into a folder; returns their paths."""
     seeds = len(comparison.losses(BASELINE, comparison.budgets[-1]))
+    against = f"Loss against a cosine run of the same length (mean of {seeds} seeds, bars: 95 %)"
     titles = {
-        "compare-losses": (plot_differences, f"Loss against a cosine run of the same length (mean of {seeds} seeds, bars: 95 %)", 5.5),
+        "compare-losses": (plot_differences, against, 5.5),
         "compare-costs": (plot_costs, "What a model at every budget costs", 0.8 + 0.45 * len(comparison.arms)),
         "cosine-trap": (plot_trap, "The longest cosine run on its way, and runs of each length", 5.5),
     }
