@@ -4,9 +4,9 @@
         --preset 0.25M --block_size 128 --warmup_steps 100 --max_eval_blocks 192 --jobs 2
 
 Every arm is what a user would type: recipes/pretrain.py, once for each budget with cosine and linear to zero, once in
-all with WSD (trunk and decays in one process), WSD-S and cyclic cosine. The first seed tries every peak lr; the others
-train with the best one: of each budget for separate runs, on average over the budgets for one trunk or line. Flags that
-are not named here go to recipes/pretrain.py.
+all with WSD (trunk and decays in one process), WSD-S and cyclic cosine. The first seed tries every peak lr, the others
+its two best: one seed may be lucky with an lr that spoils the next. The mean over seeds decides: for each budget of
+separate runs, over all budgets of one trunk or line. Flags that are not named here go to recipes/pretrain.py.
 
 Repeating the command goes on with it; what is done is in OUTPUT_DIR/compare.jsonl, the tables in compare.md. Wall-clock
 (start-up, evaluations and checkpoints included) means something with --jobs 1 on a machine that does nothing else.
@@ -55,6 +55,7 @@ class CompareArguments:
     )
     lrs: list[float] = field(default_factory=lambda: [5e-3, 1e-2, 2e-2], metadata={"help": "Peak lrs to try."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; the first tries all lrs."})
+    finalists: int = field(default=2, metadata={"help": "Peak lrs that the other seeds try: the first seed's best."})
     arms: list[str] = field(default_factory=lambda: [*ARMS], metadata={"help": f"Of: {', '.join(ARMS)}."})
     jobs: int = field(default=1, metadata={"help": "Runs at the same time; 1 for wall-clock times that mean anything."})
     launcher: str | None = field(default=None, metadata={"help": "What starts the processes: 'accelerate launch'."})
@@ -183,7 +184,7 @@ def run_missing(args: CompareArguments, wanted: list[Task], settings: dict[str, 
 
 
 def main() -> None:
-    """Tune with the first seed, repeat with the others, write the tables."""
+    """Try every peak lr with the first seed, the best ones with the others, write the tables."""
     parser = HfArgumentParser(CompareArguments, allow_abbrev=False)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     for arm in args.arms:
@@ -204,7 +205,8 @@ def main() -> None:
             for seed in others
             for arm in args.arms
             for budget in (tuned.budgets if ARMS[arm].kind == "separate" else tuned.budgets[-1:])
-            for task in tasks(args, arm, tuned.lr_of(arm, budget), seed, rest, only=budget)
+            for lr in tuned.ranking(arm, budget, seed=first)[: args.finalists]
+            for task in tasks(args, arm, lr, seed, rest, only=budget)
         ]
         page = "\n".join(describe(run_missing(args, chosen, settings)))
     write_atomically(Path(args.output_dir) / "compare.md", page + "\n")

@@ -161,22 +161,24 @@ class Comparison:
         """Names of the arms that have a launch, in the order of ARMS."""
         return [name for name in ARMS if self.of(name)]
 
-    def tuned_lr(self, arm: str, budget: int | None = None) -> float | None:
-        """The peak lr with the lowest loss on the tuning seed, the mean over budgets where no budget is given.
+    def ranking(self, arm: str, budget: int, *, seed: int | None = None) -> list[float]:
+        """The peak lrs that most seeds have tried, or that one seed has, by the mean of their losses, lowest first.
 
-        Separate runs are tuned for each budget; one trunk or line has one peak lr for all. Not a number is worst.
+        Separate runs are tuned for each budget; one trunk or line has one peak lr for all, by the mean over budgets.
+        Not a number is worst.
         """
-        found: dict[float, list[float]] = {}
+        tried: dict[float, dict[int, float]] = {}
         for one in self.of(arm, budget):
-            if one.seed == self.tuning_seed:
-                wanted = one.losses.values() if budget is None else (one.losses[budget],)
-                found.setdefault(one.lr, []).extend(wanted)
-        means = {lr: fmean(losses) for lr, losses in found.items()}
-        return min(means, key=lambda lr: (not isfinite(means[lr]), means[lr])) if means else None
+            if seed in (None, one.seed):
+                loss = one.losses[budget] if ARMS[arm].kind == "separate" else fmean(one.losses.values())
+                tried.setdefault(one.lr, {})[one.seed] = loss
+        most = max(map(len, tried.values()), default=0)
+        means = {lr: fmean(losses.values()) for lr, losses in tried.items() if len(losses) == most}
+        return sorted(means, key=lambda lr: (not isfinite(means[lr]), means[lr]))
 
     def lr_of(self, arm: str, budget: int) -> float | None:
-        """The peak lr with which an arm's model of that budget is compared."""
-        return self.tuned_lr(arm, budget if ARMS[arm].kind == "separate" else None)
+        """The peak lr with which an arm's model of that budget is compared: the best of those that all seeds tried."""
+        return next(iter(self.ranking(arm, budget)), None)
 
     def at_edge(self, arm: str, budget: int) -> bool:
         """Whether that peak lr is the lowest or the highest that was tried: a better one may lie outside."""

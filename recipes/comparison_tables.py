@@ -30,8 +30,8 @@ def describe(comparison: Comparison) -> Iterator[str]:
     yield (
         f"Losses are means over up to {seeds} seeds in nats per token, ± their standard deviation; differences are "
         "paired by seed. A difference is called lower or higher where its 95 % interval (Student's t) leaves out 0: "
-        "one of twenty such calls is chance. The seed that chose the peak lrs is among them, and tuning and comparison "
-        "have one evaluation set, which favours arms that are tuned for each budget (cosine, linear to zero)."
+        "one of twenty such calls is chance. Peak lrs are chosen by the same seeds and "
+        "the same evaluation set, which favours arms that are tuned for each budget (cosine, linear to zero)."
     )
     yield ""
     yield from cost_table(comparison)
