@@ -1,8 +1,13 @@
-"""The tables of a comparison in Markdown."""
+"""The tables of a comparison in Markdown, from its stored results; nothing is trained.
+
+python recipes/comparison_tables.py recipes/results/compare.jsonl
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
 
 from comparison import ARMS, BASELINE, Comparison
@@ -87,3 +92,14 @@ def _spread(value: float | None) -> str:
 
 def _part(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    """Print the page of a results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="compare.jsonl")
+    print("\n".join(describe(Comparison.read(parser.parse_args().results))))
+
+
+if __name__ == "__main__":
+    main()
