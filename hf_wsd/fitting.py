@@ -56,17 +56,17 @@ def fit(
     law = fit_law(
         points, noise=noise, size=size.replace("-", "_"), allow=[name.replace("-", "_") for name in allow or ()]
     )
-    sizes: list[int | None] = [*(asked or sorted({p.size(law.size) or 0 for p in law.points}))] if law.size else [None]
     longest = max(point.tokens for point in law.points)
     wanted = budgets or [2 * longest, 4 * longest]
-    predictions = [law.predict(tokens, n, level) for n in sizes for tokens in wanted]
+    predictions = [law.predict(tokens, n, level) for n in _sizes(law, asked) for tokens in wanted]
     optima = [find_optimum(law, budget, level) for budget in compute]
     told = law.to_dict() | {"predictions": [vars(p) for p in predictions], "optima": [o.to_dict() for o in optima]}
     if output:
         write_atomically(output, json.dumps(told, indent=1) + "\n")
         print(f"written: {output}", file=sys.stderr)
     if plot:
-        _draw(law, plot, level=level, predictions=predictions if not law.size else [], flops=compute)
+        drawn = predictions if asked or budgets or not law.size else []  # of many sizes only what was asked for
+        _draw(law, plot, level=level, predictions=drawn, flops=compute)
     print(json.dumps(told, indent=1) if as_json else _text(law, predictions, optima, level))
 
 
@@ -109,6 +109,18 @@ def _only(field: str, names: list[str]) -> str:
     if len(names) > 1:
         raise SettingsError(f"--columns names {len(names)} columns for {field}: {', '.join(names)}")
     return names[0]
+
+
+def _sizes(fit: Fit, asked: list[int]) -> list[int | None]:
+    """The sizes to predict for: those asked for, else those of the models; of a law of one size None."""
+    if fit.size:
+        return [*(asked or sorted({point.size(fit.size) or 0 for point in fit.points}))]
+    if asked:
+        raise SettingsError(
+            f"--parameters asks for models of {', '.join(map(show_tokens, asked))}, and a law of one size predicts for "
+            "that size alone: leave it out, or give families of other sizes"
+        )
+    return [None]
 
 
 def _draw(fit: Fit, file: Path, **told: Any) -> None:

@@ -13,11 +13,12 @@ from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, qmc
+from scipy.stats import chi2, norm, qmc
 
 from hf_wsd.projection import HUBER, Array, Solutions, predict, solve
 
 FEW = 64  # numbers a simulation up to which Sobol's sequence fills their space better than random numbers do
+LEAST = 0.01  # of what the law says: lower losses are not simulated
 PINNED = 1e6  # weight of an observation without noise: the law itself
 
 
@@ -68,6 +69,23 @@ class Data:
         losses = predict(self.logs, self.fit) + drawn[:, :-1]
         return losses, solve(self.logs, losses, delta=self.delta, near=self.fit), drawn[:, -1]
 
+    @cached_property
+    def refits(self) -> Solutions:
+        """Laws fitted to simulated losses: how far the law's parameters are known.
+
+        Noise that comes from the residuals is itself known only as well as few of them tell, so each simulation has its
+        own (chi-square with `spare` degrees of freedom). With one noise for all, 90 % ranges of beta from four models
+        held it in 68 % of cases.
+        """
+        losses, fits, _ = self.simulated
+        if self.noise is not None or self.spare < 1:
+            return fits
+        parts = (np.random.default_rng(0).permutation(len(losses)) + 0.5) / len(losses)
+        scale = np.sqrt(self.spare / chi2.ppf(parts, self.spare))[:, None]
+        centre = predict(self.logs, self.fit)
+        losses = np.maximum(centre + scale * (losses - centre), LEAST * centre)
+        return solve(self.logs, losses, delta=self.delta, near=self.fit)
+
     def interval(self, logs: Array, level: float, *, law: bool = False) -> tuple[float, float] | None:
         """Between which one more run lies (or the law itself does), at sizes given by their logarithms (1 x m).
 
@@ -91,9 +109,9 @@ class Data:
 
     def _ends(self, logs: Array, weights: Array, centre: float, allowed: float) -> tuple[float, float]:
         """Where, below and above a prediction, the worsening reaches what is allowed: to 0.4 % of the distance."""
-        steps = np.repeat(1e-6 * 2.0 ** np.arange(23)[None], 2, 0)
+        steps = np.repeat(1e-6 * centre * 2.0 ** np.arange(24)[None], 2, 0)
         for _ in range(3):
-            tried = np.maximum(centre + np.array([[-1.0], [1.0]]) * steps, 0.01 * centre)
+            tried = np.maximum(centre + np.array([[-1.0], [1.0]]) * steps, LEAST * centre)
             many = np.repeat(self.losses[None], tried.size, 0)
             alike = Solutions(*(np.repeat(array, tried.size, 0) for array in self.fit))
             worse = self._worsening(logs, weights, many, tried.reshape(-1, 1), alike).reshape(steps.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import isclose, nan
+from math import isclose, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def _shape(schedule: Schedule, fork: int) -> str:
 
 
 WHOLE = ("tokens", "parameters", "parameters_without_embeddings", "decay_steps", "seed")
+POSITIVE = ("tokens", *SIZES, "peak_lr")
 TEXTS = ("schedule", "decay_type", "evaluation", "run")
 ALIASES = {  # columns of other tables that are read unasked
     "params": "parameters",
@@ -163,8 +164,10 @@ def read_points(
     [(1000, 3.5), (2000000, 3.4)]
     """
     wanted = {name: {value} if isinstance(value, str) else {*value} for name, value in (where or {}).items()}
-    found, seen = list[Point](), dict[str, set[str]]()
-    for path in map(Path, paths):
+    found, seen, given = list[Point](), dict[str, set[str]](), [*map(Path, paths)]
+    if twice := [path for path in given if [other.resolve() for other in given].count(path.resolve()) > 1]:
+        raise DataError(f"{twice[0]} is given twice, and every model of it would count twice: name it once")
+    for path in given:
         rows = _rows(path)
         read = _columns(path, {name: name for row in rows for name in row}, columns or {}, wanted)
         for number, row in enumerate(rows, 1):
@@ -200,9 +203,10 @@ def _columns(
     read = {ALIASES[name]: name for name in names if name in ALIASES} | dict(names) | dict(columns)
     needed = [read.get(name, name) for name in ("tokens", "loss", *where)] + [*columns.values()]
     if names and (missing := [column for column in needed if column not in names]):
+        repair = f"--columns {missing[0]}=my_{missing[0]} names another"
         raise DataError(
-            f"{path} has no column {missing[0]!r} (it has {', '.join(names)}): name another with "
-            "--columns, such as --columns loss=final_loss"
+            f"{path} has no column {missing[0]!r} (it has {', '.join(names)}): "
+            + ("--where has to name one of these" if missing[0] in where else repair)
         )
     return read
 
@@ -224,20 +228,21 @@ def _read_row(path: Path, number: int, row: Mapping[str, Any], read: Mapping[str
         except (ValueError, OverflowError):
             what = "a whole number, such as 1500 or 1.5B" if field.name in WHOLE else "a number"
             raise DataError(f"{path}, row {number}: {field.name} is {what}, not {value!r}") from None
-    if values["tokens"] is None or values["tokens"] <= 0:
-        raise DataError(
-            f"{path}, row {number}: tokens is a number above 0, not {values['tokens'] or row.get(read['tokens'])!r}"
-        )
+    for name in POSITIVE:
+        if (values[name] is None and name == "tokens") or (values[name] is not None and values[name] <= 0):
+            raise DataError(f"{path}, row {number}: {name} is a number above 0, not {row.get(read[name])!r}")
     values["loss"] = nan if values["loss"] is None else values["loss"]
     values["run"] = values["run"] or f"{path.name}:{number}"
     return Point(**values)
 
 
-def _value(field: str, value: Any) -> str | float:
+def _value(field: str, value: Any) -> str | float | None:
     """A cell as a field has it; a fraction of a token is a sign of another unit, such as billions."""
     if field in TEXTS:
         return str(value)
     number = number_of(value)
+    if isnan(number) and field != "loss":  # how others write an empty cell
+        return None
     if field in WHOLE and not isclose(number, round(number), rel_tol=1e-6):
         raise ValueError
     return round(number) if field in WHOLE else number

@@ -94,8 +94,7 @@ class Fit:
         """Laws of simulated data: how much its parameters are known; none where the noise is not."""
         if self.noise is None:
             return ()
-        _, fits, _ = self.data.simulated
-        references = _references(self.points, self.size)
+        fits, references = self.data.refits, _references(self.points, self.size)
         return tuple(_law(*pair, references) for pair in zip(fits.exponents, fits.coefficients, strict=True))
 
     def spread(self, values: Iterable[float], level: float = 0.9) -> tuple[float, float]:
@@ -232,11 +231,12 @@ def _misfit(data: Data) -> Iterator[str]:
 
 
 def _unseen(data: Data) -> str:
-    """Of which exponents the models show nothing: those at an end of their range, or of a term that is 0."""
+    """Of which numbers the models show nothing: E at 0, exponents at an end of their range, or of a term that is 0."""
     names = ("alpha", "beta")[-data.logs.shape[1] :]
     low, high = 1.01 * EXPONENTS[0], 0.99 * EXPONENTS[1]
     terms = zip(names, data.fit.exponents[0], data.fit.coefficients[0, 1:], strict=True)
     unseen = [name for name, exponent, term in terms if not (low < exponent < high and term > 1e-9)]
+    unseen += ["E"] if data.fit.coefficients[0, 0] == 0 else []
     return f"models that do not show {' and '.join(unseen)}" if unseen else ""
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, GREEN, PURPLE, AMBER, SKY, "black")
 AHEAD = 4.0  # times the longest budget: how far the law is drawn
+LABEL = 0.09  # part of the axis that a label takes
 BAND = 13  # budgets at which the interval is worked out
 
 
@@ -33,7 +34,7 @@ def plot_law(ax: Axes, fit: Fit, *, level: float = 0.9, predictions: Sequence[Pr
         ax: gets a logarithmic x axis.
         fit: the law and its models.
         level: of the band, in (0, 1).
-        predictions: are marked.
+        predictions: are marked, and for one size named.
     """
     tokens = [point.tokens for point in fit.points]
     end = max([AHEAD * max(tokens), *(1.05 * prediction.tokens for prediction in predictions)])
@@ -47,8 +48,8 @@ def plot_law(ax: Axes, fit: Fit, *, level: float = 0.9, predictions: Sequence[Pr
     if not fit.size:
         _band(ax, fit, np.geomspace(min(tokens), end, BAND), level)
         _check(ax, fit)
-    for prediction in predictions:
-        _predicted(ax, prediction)
+    for prediction, storey in zip(predictions, _storeys(ax, [told.tokens for told in predictions]), strict=True):
+        _predicted(ax, prediction, None if fit.size else storey)
     _tokens_axis(ax, "tokens seen, D (log scale)")
     ax.set_ylabel("loss of the decayed model")
     return ax
@@ -89,15 +90,27 @@ def _check(ax: Axes, fit: Fit) -> None:
     ax.plot(x, told.loss, "s", color=TRUNK, markerfacecolor="white", markersize=7, zorder=3, gid="check")
 
 
-def _predicted(ax: Axes, told: Prediction) -> None:
+def _storeys(ax: Axes, tokens: Sequence[int]) -> list[int]:
+    """How many labels each of some labels stands above, so that none lies on another: the lowest free place."""
+    low, high = np.log(ax.get_xlim())
+    places: list[int] = []
+    for number, x in enumerate(tokens):
+        near = {places[i] for i in range(number) if abs(np.log(x / tokens[i])) < LABEL * (high - low)}
+        places.append(min({*range(number + 1)} - near))
+    return places
+
+
+def _predicted(ax: Axes, told: Prediction, storey: int | None) -> None:
     x = told.tokens
     if told.low is not None and told.high is not None:
         ax.plot([x, x], [told.low, told.high], color=DECAY, linewidth=2.2, zorder=3, gid="interval")
     ax.plot(x, told.loss, "o", color=DECAY, markerfacecolor="white", markersize=8, zorder=4, gid="prediction")
+    if storey is None:
+        return
     ax.annotate(
         f"{show_tokens(x)}\n{told.loss:.3f}",
         (x, told.loss if told.high is None else told.high),
-        xytext=(0, 7),
+        xytext=(0, 7 + 34 * storey),
         textcoords="offset points",
         ha="center",
         va="bottom",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
-from math import isfinite
 from pathlib import Path
 
 from hf_wsd.errors import FitError
@@ -14,6 +14,7 @@ from hf_wsd.points import MIXABLE, SIZES, Point, some
 LEAST_BUDGETS = 3  # for a fit: the law of one size has three parameters
 EXPONENT_BUDGETS, EXPONENT_SPAN = 4, 8.0  # for an exponent: from fewer, exponents of twin runs differ by a factor of 2
 LEAST_SPAN = 2.0  # of sizes, and of tokens per parameter: where these are equal, alpha and beta cannot be told apart
+MOST_LOSS = 1e6  # a loss beyond it has diverged
 ALIKE = 1.05  # numbers that differ by less are one: a fraction is rounded to steps
 # Below so many steps it is the steps of a decay that count, not its fraction: from one fork point of the demo's trunk
 # (0.5M parameters, step 1250), decays of 10, 20, 40 and 80 steps lowered the loss by 0.022, 0.049, 0.081 and 0.117.
@@ -45,11 +46,13 @@ RUN --budgets ...`)
     if unknown := [name for name in allow if name not in MIXABLE]:
         raise FitError(f"models may differ on purpose in {', '.join(MIXABLE)}, not in {unknown[0]!r}")
     given = list(points)
-    kept = [point for point in given if isfinite(point.loss) and point.loss > 0]
+    kept = [point for point in given if 0 < point.loss < MOST_LOSS]
     warnings = [_left_out(given, kept)] if len(kept) < len(given) else []
     for name in MIXABLE:
         if name not in allow:
             _refuse_mixture(kept, name, size)
+    if "decay_fraction" not in allow:
+        _refuse_undecayed(kept)
     sizes = {point.size(size) for point in kept}
     if None in sizes and len(sizes) > 1:
         unsized = [point for point in kept if point.size(size) is None]
@@ -62,9 +65,25 @@ RUN --budgets ...`)
 def _left_out(given: Sequence[Point], kept: Sequence[Point]) -> str:
     lost = [point for point in given if point not in kept]
     return (
-        f"Left out: {len(lost)} of {len(given)} models without a loss above 0 (unfinished or diverged): "
+        f"Left out: {len(lost)} of {len(given)} models without a loss between 0 and {MOST_LOSS:g} (unfinished or "
+        "diverged): "
         f"{_named(lost, given)}"
     )
+
+
+def _refuse_undecayed(points: Sequence[Point]) -> None:
+    """Refuse trunks: their loss is elevated, and does not fall over tokens as that of decayed models does."""
+    trunks = [
+        point
+        for point in points
+        if (point.schedule or "").startswith(("wsd", "constant")) and 0 in (point.decay_fraction, point.decay_steps)
+    ]
+    if trunks:
+        raise FitError(
+            f"{len(trunks)} of {len(points)} models have no decay ({_named(trunks, points)}): the loss of a trunk says "
+            "nothing about that of a finished model. Leave them out, or fit them all the same with --allow "
+            "decay_fraction"
+        )
 
 
 def _named(points: Sequence[Point], among: Sequence[Point]) -> str:
@@ -160,6 +179,19 @@ def _doubts(points: Sequence[Point]) -> Iterable[str]:
             f"{len(short)} of {len(points)} models have a decay of fewer than {LEAST_DECAY_STEPS} steps (down to "
             f"{least}): so short a decay lowers the loss less than its fraction does later, and bends the law"
         )
+    twins = len(points) - len({replace(point, run="") for point in points})
+    if twins:
+        yield (
+            f"{twins} of {len(points)} models are equal to another in all that is known of them: if one run was given "
+            "twice, take it out, for it makes intervals too narrow"
+        )
+    for size in {point.parameters for point in points}:
+        own = sorted((point for point in points if point.parameters == size), key=lambda point: point.tokens)
+        if own[-1].tokens > own[0].tokens and own[-1].loss >= own[0].loss:
+            yield (
+                f"The loss does not fall with tokens: {own[0].loss:.4f} at {show_tokens(own[0].tokens)}, "
+                f"{own[-1].loss:.4f} at {show_tokens(own[-1].tokens)}. A law cannot tell why"
+            )
     for name in MIXABLE:
         unknown = sum(getattr(point, name) is None for point in points)
         if 0 < unknown < len(points):

@@ -79,6 +79,7 @@ def test_picture_and_file_are_written(fit, table, tmp_path):
         (("--where", "schedule=wsd", "--level", "90"), "a level between 0 and 1"),
         (("--where", "schedule=none"), "no row has schedule=none: schedule is cosine, wsd"),
         (("--columns", "loss=tokens"), "--columns names 2 columns for loss: final, tokens"),
+        (("--where", "scedule=wsd"), "has no column 'scedule' .*--where has to name one of these"),
         ((), "different schedule .cosine, wsd. .* pick one with --where schedule=wsd"),
     ],
 )

@@ -163,6 +163,25 @@ def test_table_that_cannot_be_read_is_refused_with_its_columns(tmp_path, text, c
 
 
 @pytest.mark.slow
+def test_run_that_is_given_twice_is_refused(family, monkeypatch):
+    monkeypatch.chdir(family.parent)
+    with pytest.raises(DataError, match="is given twice, and every model of it would count twice"):
+        read_points([family, family.name])
+
+
+@pytest.mark.parametrize("name", ["tokens", "parameters", "peak_lr"])
+def test_what_has_to_be_above_zero_is_named_with_its_row(tmp_path, name):
+    (tmp_path / "a.csv").write_text(f"{name},{'size' if name == 'tokens' else 'tokens'},loss\n-10,7,3\n")
+    with pytest.raises(DataError, match=rf"row 1: {name} is a number above 0, not '-10'"):
+        read_points([tmp_path / "a.csv"])
+
+
+def test_nan_of_other_programs_is_an_empty_cell(tmp_path):
+    (tmp_path / "a.csv").write_text("tokens,loss,peak_lr,params\n10,3,nan,NaN\n")
+    (point,) = read_points([tmp_path / "a.csv"])
+    assert (point.peak_lr, point.parameters) == (None, None)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"there is no .*runs\.csv"):
         read_points([tmp_path / "runs.csv"])

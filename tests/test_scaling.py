@@ -98,6 +98,9 @@ def mixed(name, *values):
         (mixed("evaluation", "8-ab", "8-cd"), "different evaluation"),
         ([replace(point, loss=nan) for point in family()], "there are 0"),
         (ladder([10**7, 10**8], (5, 10)), "at least 5 models, and there are 4"),
+        ([replace(point, loss=1e300) for point in family()], "without a loss between 0 and 1e.06"),
+        (family(schedule="wsd", decay_fraction=0.0), "4 of 4 models have no decay .*--allow decay_fraction"),
+        (family(schedule="wsd", decay_steps=0), "4 of 4 models have no decay"),
     ],
 )
 def test_models_that_no_law_describes_are_refused(points, message):
@@ -135,7 +138,7 @@ def test_models_without_a_loss_are_left_out_and_said():
     points = [replace(point, run=f"RUN/_branches/{i}") for i, point in enumerate(family())]
     points += [Point(tokens=10**10, loss=nan, run="RUN/_branches/9-10")]
     assert fit_law(points).warnings == (
-        "Left out: 1 of 5 models without a loss above 0 (unfinished or diverged): 9-10 (10B tokens)",
+        "Left out: 1 of 5 models without a loss between 0 and 1e+06 (unfinished or diverged): 9-10 (10B tokens)",
     )
 
 
@@ -184,6 +187,34 @@ def test_short_decays_are_flagged():
 
 
 @pytest.mark.slow
+def test_models_that_are_equal_are_said():
+    points = family(noise=0.001)
+    assert "1 of 5 models are equal to another" in str(fit_law([*points, points[0]]).warnings)
+
+
+@pytest.mark.slow
+def test_loss_that_does_not_fall_is_said():
+    points = [replace(point, loss=3 + i / 10) for i, point in enumerate(family())]
+    assert "The loss does not fall with tokens: 3.0000 at 100M, 3.3000 at 800M" in str(fit_law(points).warnings)
+
+
+@pytest.mark.slow
+def test_exponents_are_withheld_where_the_loss_does_not_level_off():
+    fit = fit_law([replace(point, loss=4 - 0.3 * i) for i, point in enumerate(family())], noise=0.001)
+    assert (fit.law.irreducible, fit.withheld) == (0, "models that do not show E")
+
+
+@pytest.mark.slow
+def test_interval_grows_with_the_scale_of_the_losses():
+    """Perplexities are a hundred times as large: so are their intervals."""
+    points = family(noise=0.003, budgets=[10**8 * 2**i for i in range(6)])
+    near, far = (
+        fit_law([replace(point, loss=scale * point.loss) for point in points]).predict(10**10) for scale in (1, 100)
+    )
+    assert (far.high - far.low) / (near.high - near.low) == pytest.approx(100, rel=0.01)
+
+
+@pytest.mark.slow
 def test_three_models_of_unknown_noise_have_no_interval():
     fit = fit_law(family(budgets=BUDGETS[:3]))
     assert (fit.predict(10**9).low, "give --noise" in fit.noise_from) == (None, True)
@@ -225,8 +256,8 @@ LAWS = [(2.5, 1.0, 0.3), (1.7, 1.5, 0.15), (2.6, 0.6, 0.5), (2.0, 1.2, 0.25)]
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False], ids=["noise given", "noise of the residuals"])
 def test_ninety_percent_intervals_hold_a_further_run_87_to_93_times_in_a_hundred(given):
-    """1,000 fits: four laws, 4 to 6 budgets, noise of 0.001 and 0.003, predictions 2x and 4x ahead."""
-    rng, held = np.random.default_rng(20), []
+    """1,000 fits: four laws, 4 to 6 budgets, noise of 0.001 and 0.003, predictions 2x and 4x ahead; E and beta."""
+    rng, held, known = np.random.default_rng(20), [], []
     for number in range(1000):
         e, b, beta = LAWS[number % 4]
         law = ScalingLaw(irreducible=e, data_scale=b * 1e8**beta, data_exponent=beta)
@@ -234,9 +265,17 @@ def test_ninety_percent_intervals_hold_a_further_run_87_to_93_times_in_a_hundred
         losses = [law(d) + noise * rng.standard_normal() for d in budgets]
         points = [Point(tokens=d, loss=loss) for d, loss in zip(budgets, losses, strict=True)]
         ahead = (2, 4)[number // 24 % 2] * budgets[-1]
-        told = fit_law(points, noise=noise if given else None).predict(ahead)
-        held.append(told.holds(law(ahead) + noise * rng.standard_normal()))
+        fit = fit_law(points, noise=noise if given else None)
+        held.append(fit.predict(ahead).holds(law(ahead) + noise * rng.standard_normal()))
+        if not fit.withheld:
+            known.append([inside(fit, name, getattr(law, name)) for name in ("irreducible", "data_exponent")])
     assert 0.87 <= np.mean(held) <= 0.93
+    assert all(0.87 <= share <= 0.93 for share in np.mean(known, axis=0))
+
+
+def inside(fit, name, truth):
+    low, high = fit.spread(getattr(law, name) for law in fit.simulated)
+    return low <= truth <= high
 
 
 @pytest.mark.slow
