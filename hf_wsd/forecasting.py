@@ -17,7 +17,7 @@ from hf_wsd.decision import decay_shape
 from hf_wsd.errors import FitError, SettingsError, unknown
 from hf_wsd.family import Run, read_run
 from hf_wsd.forking import samples_per_step
-from hf_wsd.lengths import show_tokens, to_steps, total_for_fork
+from hf_wsd.lengths import Length, show_tokens, to_steps, total_for_fork
 from hf_wsd.schedule import Schedule
 from hf_wsd.segment import Phase, Segment
 from hf_wsd.shapes import shape_names
@@ -87,7 +87,7 @@ class Data:
     Args:
         curves: what was measured.
         schedule: of the trunk or line.
-        steps_done: by the trunk.
+        steps_done: by the trunk; of tables, those of their stable phases.
         tokens_per_step, samples_per_step: of one update, where known.
         settings: those the trunk was started with.
         left_out: sentences on what is not used.
@@ -110,7 +110,14 @@ class Data:
         return max(before) if in_decay and before else self.steps_done
 
     def steps(self, length: str) -> int:
-        """A length in steps, written as steps, tokens or samples."""
+        """A length in steps, written as steps, tokens or samples.
+
+        Raises:
+            WSDError: none, or one in tokens or samples where those of a step are not known.
+        """
+        kind = Length(length).kind
+        if {"tokens": self.tokens_per_step, "samples": self.samples_per_step}.get(kind, 1) is None:
+            raise SettingsError(f"{length} is {kind}, and those of a step are not known here: give steps")
         return int(to_steps(length, tokens_per_step=self.tokens_per_step, samples_per_step=self.samples_per_step))
 
     def forks(self, forks: Sequence[str], trunk: str | None) -> list[int]:
@@ -198,8 +205,8 @@ def _of_files(files: Sequence[Path], warmup: int, only: Sequence[str]) -> Data:
     from hf_wsd.loss_curves import read_curves
 
     curves = read_curves(files, warmup=warmup, only=only)
-    last = max(int(curve.steps.max(initial=0)) for curve in curves)
-    return Data(curves=curves, schedule=wsd(num_warmup_steps=warmup, num_decay_steps=0), steps_done=last)
+    stable = max(int(curve.steps[~curve.in_decay()].max(initial=0)) for curve in curves)
+    return Data(curves=curves, schedule=wsd(num_warmup_steps=warmup, num_decay_steps=0), steps_done=stable)
 
 
 def read_laws(law: str, curves: tuple[Curve, ...]) -> list[Forecaster]:
@@ -255,6 +262,8 @@ def notes(forecasters: Sequence[Forecaster], found: Sequence[Forecast]) -> Itera
     if ahead := max([f.fork for f in found if f.fork > last], default=0):
         times = f"{ahead / last:.2g} times as far"
         yield f"The losses end at step {last}, and a fork at {ahead} is {times}: its interval is wider."
+    if any(each.name == "annealing" and not each.shapes for each in forecasters):
+        yield "The annealing law must not choose a shape: it holds for that of the data, which a table does not name."
     if len({f.shape for f in found}) > 1:
         yield "A difference between shapes that is smaller than the intervals says nothing: train both from one fork."
 

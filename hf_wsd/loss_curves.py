@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 from hf_wsd.errors import FitError
 from hf_wsd.family import Run
 from hf_wsd.segment import Phase
-from hf_wsd.tables import read_table
+from hf_wsd.tables import number_of, read_table
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
 Decay = tuple[int, int]  # fork point and end
 MOST_POINTS = 250  # of one curve outside its decays that a fit needs: 24,000 steps of the public curves have 171
+MOST_STEPS = 10**8  # beyond it a "step" is tokens
 _NAMES = ("step", "lr", "loss")
 
 
@@ -145,7 +147,10 @@ def _curve(run: Run, series: str, peak: float) -> Curve | None:
 
 
 def read_curves(files: Sequence[Path], *, warmup: int = 0, only: Sequence[str] = ()) -> tuple[Curve, ...]:
-    """Curves from tables with the columns step, lr and loss; other columns name the curves of one file.
+    """Curves from tables with the columns step, lr and loss.
+
+    The curves of one file are told apart by its columns of texts that repeat, such as the run's name; where a step is
+    still there twice, by all its columns that repeat.
 
     The lr between two rows is on a line, but a jump between two constant stretches is a jump, midway; before the first
     row it is that row's. A row without a loss gives an lr alone: a curve needs the lr from its very beginning.
@@ -179,23 +184,60 @@ def _rows(file: Path) -> dict[str, list[tuple[int, float, float]]]:
     table = read_table(file)
     if missing := [name for name in _NAMES if name not in table[0]]:
         raise FitError(f"{file.name} needs the columns step, lr and loss: it has no {', '.join(missing)}")
+    naming = _naming(table)
     rows: dict[str, list[tuple[int, float, float]]] = {}
     for number, row in enumerate(table, 1):
-        name = "/".join(str(value) for key, value in row.items() if key not in _NAMES) or file.stem
+        name = "/".join(str(row[key]) for key in naming if key in row) or file.stem
         rows.setdefault(name, []).append(_numbers(file, number, row))
     return rows
 
 
+def _naming(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that tell the curves of a table apart.
+
+    >>> rows = [{"run": run, "step": step, "tokens": 1000 * step} for run in "ab" for step in (1, 2, 3)]
+    >>> _naming(rows), _naming(rows[:3])
+    (['run'], ['run'])
+    """
+    others = [key for key in table[0] if key not in _NAMES]
+    repeated = [key for key in others if 2 * len({str(row.get(key)) for row in table}) <= len(table)]
+    texts = [key for key in repeated if not all(_is_number(row.get(key)) for row in table)]
+    steps = {(str(row["step"]), *(str(row.get(key)) for key in texts)) for row in table}
+    return texts if len(steps) == len(table) else repeated
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        number_of(value)
+    except ValueError:
+        return False
+    return True
+
+
 def _numbers(file: Path, number: int, row: Mapping[str, Any]) -> tuple[int, float, float]:
     try:
-        loss = row.get("loss", "")
-        return int(row["step"]), float(row["lr"]), float("nan" if loss in ("", None) else loss)
-    except (KeyError, TypeError, ValueError):
-        raise FitError(f"row {number} of {file.name}: step, lr and loss have to be numbers, not {dict(row)}") from None
+        loss, step = row.get("loss", ""), float(row["step"])
+        found = round(step), float(row["lr"]), float("nan" if loss in ("", None) else loss)
+        if found[0] != step:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise FitError(
+            f"row {number} of {file.name}: step is a whole number, lr and loss are numbers, not {dict(row)}"
+        ) from None
+    if not 0 <= step <= MOST_STEPS:
+        raise FitError(
+            f"row {number} of {file.name}: a step is the number of updates done, 0 to {MOST_STEPS:,}, not {step:g} "
+            "(tokens? divide them by those of a step)"
+        )
+    return found
 
 
 def _curve_of_rows(name: str, rows: list[tuple[int, float, float]], warmup: int) -> Curve:
     rows = sorted(rows)
+    if twice := [step for (step, *_), (other, *_) in pairwise(rows) if step == other]:
+        raise FitError(f"{name}: step {twice[0]} is there twice. One curve has a loss a step: name curves in a column")
+    if warmup >= rows[-1][0]:
+        raise FitError(f"{name} ends at step {rows[-1][0]}, in a warm-up of {warmup} steps: lower --warmup")
     steps, lrs = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     losses = np.array([row[2] for row in rows])
     every = np.arange(int(steps[-1]))

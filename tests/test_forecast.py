@@ -13,6 +13,7 @@ from hf_wsd.cli import main, spread
 from hf_wsd.errors import FitError
 from hf_wsd.family import read_run
 from hf_wsd.forecast import Forecaster
+from hf_wsd.forecast_plots import forecast_figure
 from hf_wsd.forecasting import longer
 from hf_wsd.history import append_history
 from hf_wsd.lineage import BRANCHES, Lineage, Parent
@@ -185,6 +186,43 @@ def test_files_forecast_as_well_as_a_run(tmp_path, monkeypatch, capsys):
     (found,) = json.loads(said.out)["forecasts"]
     assert code == 0
     assert found["loss"] == pytest.approx(truth(TRUNK.fork(10_000, decay_steps=2000)), abs=0.01)
+
+
+def written_decay(folder):
+    """A table of one run: stable up to step 1,000, then a linear decay of 200 steps."""
+    schedule = wsd(1200, num_warmup_steps=WARMUP, num_decay_steps=200, decay_type="linear")
+    lrs, steps = lrs_of(schedule), [*range(220, 1001, 20), 1050, 1100, 1150, 1199]
+    losses = MULTI_POWER(lrs, np.array(steps), warmup=WARMUP)
+    rows = [f"{step},{lrs[step]},{loss}" for step, loss in zip(steps, losses, strict=True)]
+    (folder / "a.csv").write_text("\n".join(["step,lr,loss", *rows]))
+    return ("--curve", folder / "a.csv", "--warmup", WARMUP)
+
+
+@pytest.mark.slow
+def test_trunk_of_a_table_ends_where_its_decay_starts(tmp_path, monkeypatch, capsys):
+    words = (*written_decay(tmp_path), "--trunk", "2x", "--decay-steps", "100", "--json")
+    code, said = run_cli(monkeypatch, capsys, *words)
+    assert (code, [each["fork"] for each in json.loads(said.out)["forecasts"]]) == (0, [2000])
+
+
+@pytest.mark.slow
+def test_annealing_law_on_a_table_says_that_it_must_not_choose(tmp_path, monkeypatch, capsys):
+    _, said = run_cli(monkeypatch, capsys, *written_decay(tmp_path), "--decay-steps", "100", "--law", "annealing")
+    assert "The annealing law must not choose a shape" in said.out
+
+
+def test_tokens_of_a_table_of_steps_are_not_known(tmp_path, monkeypatch, capsys):
+    code, _ = run_cli(monkeypatch, capsys, *written_decay(tmp_path), "--fork", "2M")
+    assert code == "hf-wsd: 2M is tokens, and those of a step are not known here: give steps"
+
+
+@pytest.mark.slow
+def test_each_shape_of_a_forecast_has_a_colour_and_a_place_of_its_own(two_decays):
+    forecaster = Forecaster(curves=curves_of(read_run(two_decays))[0])
+    branches = [TRUNK.fork(10_000, decay_steps=1000, shape=shape) for shape in ("1-sqrt", "linear")]
+    (ax,) = forecast_figure(forecaster, branches, [forecaster.of(branch) for branch in branches]).axes
+    ends = [(bar.lines[0].get_color(), bar.lines[0].get_xdata()[0]) for bar in ax.containers]
+    assert len({colour for colour, _ in ends}) == len({x for _, x in ends}) == 2
 
 
 # --- how often an interval holds what is measured ---

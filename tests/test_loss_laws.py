@@ -130,6 +130,39 @@ def test_curves_are_read_from_any_kind_of_table(tmp_path):
         assert (curve.name, curve.steps.tolist(), curve.losses.tolist(), len(curve.lrs)) == ("a", [2, 4], [4, 3], 5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["2176000000,0.1,3", "2304000000,0.1,3"], "a step is the number of updates done.*tokens"),
+        (["2,0.1,3", "2,0.1,3.1"], "a: step 2 is there twice"),
+        (["2.5,0.1,3"], "step is a whole number"),
+    ],
+)
+def test_steps_that_are_none_are_refused(tmp_path, rows, message):
+    (tmp_path / "a.csv").write_text("\n".join(["step,lr,loss", *rows]))
+    with pytest.raises(FitError, match=message):
+        read_curves([tmp_path / "a.csv"])
+
+
+def test_curve_that_ends_in_its_warm_up_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("step,lr,loss\n2,0.1,3\n4,0.1,2.9\n")
+    with pytest.raises(FitError, match="a ends at step 4, in a warm-up of 10 steps: lower --warmup"):
+        read_curves([tmp_path / "a.csv"], warmup=10)
+
+
+def test_columns_of_numbers_that_go_on_name_no_curves(tmp_path):
+    rows = [f"{step}.0,{step * 1000},0.1,{4 - step / 10},x" for step in (1, 2, 3, 4)]
+    (tmp_path / "a.csv").write_text("\n".join(["step,tokens,lr,loss,run", *rows]))
+    (curve,) = read_curves([tmp_path / "a.csv"])
+    assert (curve.name, curve.steps.tolist()) == ("x", [1, 2, 3, 4])
+
+
+def test_sizes_name_curves_where_their_steps_are_the_same(tmp_path):
+    rows = [f"{size},{step},0.1,{4 - step / 10}" for size in (25, 100) for step in (1, 2, 3)]
+    (tmp_path / "a.csv").write_text("\n".join(["size,step,lr,loss", *rows]))
+    assert [curve.name for curve in read_curves([tmp_path / "a.csv"])] == ["25", "100"]
+
+
 # --- real runs: 25M and 100M parameters, nine schedules each ---
 
 
