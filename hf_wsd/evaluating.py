@@ -87,15 +87,22 @@ def run_evaluation(text: str, model: Path) -> dict[str, Any]:
 def losses_in(table: dict[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation's table: those at its top, or of each task where it has `results` by task (lm-eval).
 
-    Counts and names are left out.
+    Counts and names are left out: whole numbers, but for those that are called a loss, a perplexity or an accuracy.
 
     >>> losses_in({"model": "RUN", "loss": 3.5, "blocks": 64})
     {'loss': 3.5}
+    >>> losses_in({"loss": 3, "step": 100})
+    {'loss': 3.0}
     >>> losses_in({"date": 1.7e9, "results": {"piqa": {"alias": "piqa", "acc,none": 0.6}}})
     {'piqa acc,none': 0.6}
     """
     tasks = table.get("results")
     if not isinstance(tasks, dict):
-        return {name: value for name, value in table.items() if isinstance(value, float)}
+        numbers = {name: value for name, value in table.items() if type(value) in (int, float)}
+        return {name: float(value) for name, value in numbers.items() if type(value) is float or _is_loss(name)}
     found = {task: losses_in(of) for task, of in tasks.items() if isinstance(of, dict)}
     return {f"{task} {name}": value for task, of in found.items() for name, value in of.items()}
+
+
+def _is_loss(name: str) -> bool:
+    return any(word in name for word in ("loss", "perplexity", "ppl", "acc"))

@@ -129,6 +129,8 @@ def _branch_of(merge: Merge, trunk: Run) -> Run | None:
 def merge_text(merge: Merge, told: Mapping[str, Any]) -> str:
     """The losses side by side, for the terminal; where nobody knows how to evaluate, what to type."""
     place = f"a preview, not a decayed model: {merge.folder}"
+    if not told["losses"] and told["evaluation"]:
+        return f"{place}\nnot evaluated, because there is no loss in what this printed: {told['evaluation']}"
     if not told["losses"]:
         return (
             f"{place}\nnot evaluated, because nobody knows how for this script: give --eval-command 'python my_eval.py "

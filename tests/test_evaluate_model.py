@@ -13,7 +13,7 @@ from test_recipe import TINY, pretrain_here
 from trainer_runs import ROOT, command, command_line, record_command
 
 from hf_wsd.errors import RunError
-from hf_wsd.evaluating import recipe_evaluation, run_evaluation
+from hf_wsd.evaluating import losses_in, recipe_evaluation, run_evaluation
 from hf_wsd.family import read_run
 from hf_wsd.lineage import Command, Lineage
 
@@ -99,6 +99,10 @@ def test_a_file_below_the_output_folder_is_read_instead(tmp_path):
 def test_an_evaluation_that_fails_says_what_it_said(tmp_path, text, says):
     with pytest.raises(RunError, match=says):
         run_evaluation(f"{script(tmp_path, text)} {{model}}", tmp_path)
+
+
+def test_whole_number_that_is_called_a_loss_is_one():
+    assert losses_in({"loss": 3, "blocks": 64, "acc": 1}) == {"loss": 3.0, "acc": 1.0}
 
 
 def test_an_evaluation_that_names_no_model_is_refused(tmp_path):
