@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bigram_findings import Findings, Run, describe, figure, write
+from bigram_figures import figure
+from bigram_findings import Findings, Run, describe, write
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,

@@ -1,6 +1,6 @@
-"""What the bigram runs show: statements with their numbers, a table, a picture; nothing is trained.
+"""What the bigram runs show: statements with their numbers, and a table; nothing is trained.
 
-python recipes/bigram_findings.py recipes/results/bigram.json --into recipes/figures
+python recipes/bigram_findings.py recipes/results/bigram.json
 """
 
 from __future__ import annotations
@@ -8,19 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from hf_wsd.errors import DataError, WSDError
-from hf_wsd.plots import BLUE, DECAY, GREEN, SKY, TRUNK
 
+ERRORS = 2.0  # standard errors from which a difference is one
+HOLDS = {True: "yes", False: "**no**", None: "not to be told"}
 NAMES = {"table": "Table of logits, SGD", "gpt2": "GPT-2, AdamW"}
 
 
@@ -56,10 +54,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A claim of the theory, whether it holds here, and the numbers."""
+    """A claim of the theory, whether it holds here (None: the spread over seeds is too large to say), and numbers."""
 
     claim: str
-    holds: bool
+    holds: bool | None
     numbers: str
 
 
@@ -115,24 +113,39 @@ class Findings:
             holds=more > 3 * error,
             numbers=f"{uncertain:.4f} and {certain:.4f}: {more / error:.0f} standard errors apart",
         )
-        stable = [self.ends("constant", lr).sum(axis=1).mean() for lr in self.lrs]
-        decayed = [self.ends("WSD", lr).sum(axis=1).mean() for lr in self.lrs]
-        lowest = int(np.argmin(stable))
-        below = [at for at, lr in enumerate(self.lrs) if at >= lowest and (self.limit is None or lr <= self.limit)]
-        where = f"lr {self.lrs[below[0]]:g} to {self.lrs[below[-1]]:g}"
-        for name, losses, sign in (("stable loss rises", stable, 1), ("decayed loss falls", decayed, -1)):
-            values = [losses[at] for at in below]
-            yield Statement(
-                claim=f"{name} with lr (from the lowest stable loss on, up to stability)",
-                holds=len(values) > 1 and all(sign * step > 0 for step in np.diff(values)),
-                numbers=f"{where}: " + ", ".join(f"{value:.4f}" for value in values),
-            )
-        rivers = [self.ends("WSD", lr)[:, 0].mean() for lr in self.lrs]
-        yield Statement(
-            claim="progress along the river grows with lr: certain bigrams end lower",
-            holds=all(step < 0 for step in np.diff(rivers)),
-            numbers=f"lr {self.lrs[0]:g} to {self.lrs[-1]:g}: " + ", ".join(f"{loss:.4f}" for loss in rivers),
-        )
+        noisy = self.noisy_lrs
+        for claim, schedule, sign in (("stable loss rises", "constant", 1), ("decayed loss falls", "WSD", -1)):
+            losses = [self.ends(schedule, lr).sum(axis=1) for lr in noisy]
+            yield _trend(f"{claim} with lr (from the lowest stable loss on, up to stability)", noisy, losses, sign)
+        rivers = [self.ends("WSD", lr)[:, 0] for lr in self.lrs]
+        yield _trend("progress along the river grows with lr: certain bigrams end lower", self.lrs, rivers, -1)
+
+    @property
+    def noisy_lrs(self) -> list[float]:
+        """Peak lrs up to stability at which noise and not the way counts: from the last on with the lowest stable loss.
+
+        Those within ERRORS standard errors of the lowest (paired by seed) are as low: the lowest of several is chance.
+        """
+        stable = {lr: self.ends("constant", lr).sum(axis=1) for lr in self.lrs}
+        lowest = min(self.lrs, key=lambda lr: stable[lr].mean())
+        last = max(lr for lr in self.lrs if _beyond(stable[lr] - stable[lowest]) != 1)
+        return [lr for lr in self.lrs if lr >= last and (self.limit is None or lr <= self.limit)]
+
+
+def _beyond(values: np.ndarray) -> int:
+    """The sign of a mean over seeds; 0 where it is within ERRORS standard errors of 0."""
+    mean, error = spread(values)
+    return int(np.sign(mean)) if abs(mean) > ERRORS * error else 0
+
+
+def _trend(claim: str, lrs: Sequence[float], losses: Sequence[np.ndarray], sign: int) -> Statement:
+    """Whether a loss moves one way from each lr to the next, in differences paired by seed."""
+    steps = [sign * _beyond(after - before) for before, after in pairwise(losses)]
+    means = ", ".join(f"{loss.mean():.4f}" for loss in losses)
+    unclear = [f"{a:g} to {b:g}" for (a, b), step in zip(pairwise(lrs), steps, strict=True) if step == 0]
+    told = f"; within {ERRORS:g} standard errors: {', '.join(unclear)}" if unclear else ""
+    holds = False if -1 in steps else None if unclear or not steps else True
+    return Statement(claim=claim, holds=holds, numbers=f"lr {lrs[0]:g} to {lrs[-1]:g}: {means}{told}")
 
 
 def spread(values: np.ndarray) -> tuple[float, float]:
@@ -146,9 +159,9 @@ def describe(all_findings: list[Findings], curvature_error: float) -> Iterator[s
         seeds = len(found.ends("WSD", found.lr))
         yield f"### {NAMES[found.model]}, {seeds} seeds\n"
         yield "| statement | holds | numbers |\n|---|---|---|"
-        yield from (f"| {s.claim} | {'yes' if s.holds else '**no**'} | {s.numbers} |" for s in found.statements())
+        yield from (f"| {s.claim} | {HOLDS[s.holds]} | {s.numbers} |" for s in found.statements())
         if found.model == "table":
-            holds = "yes" if curvature_error < 1e-6 else "**no**"
+            holds = HOLDS[curvature_error < 1e-6]
             yield f"| curvature is p(i) (diag(P_i) - P_i P_i^T) | {holds} | largest difference {curvature_error:.0e} |"
         yield "\n| schedule | peak lr | loss | certain | uncertain |\n|---|---|---|---|---|"
         rows = {(run.schedule, run.lr) for run in found.runs}
@@ -158,89 +171,6 @@ def describe(all_findings: list[Findings], curvature_error: float) -> Iterator[s
             certain, uncertain = ends.mean(axis=0)
             yield f"| {schedule} | {lr:g} | {mean:.4f} +- {error:.4f} | {certain:.4f} | {uncertain:.4f} |"
         yield ""
-
-
-def plot_curves(ax: Axes, found: Findings) -> Axes:
-    """Loss over steps with each schedule: mean over the seeds."""
-    steps, stable = found.curve("constant", found.lr)
-    fork = len(steps) * 4 // 5 - 1
-    for name, color in (("cosine", GREEN), ("WSD-S", BLUE)):
-        ax.plot(*found.curve(name, found.lr), color=color, linewidth=1.5, label=name)
-    ax.plot(steps, stable, color=TRUNK, linewidth=2.2, label="constant (stable phase)")
-    ax.plot(steps[fork:], found.curve("WSD", found.lr)[1][fork:], "-", color=DECAY, linewidth=2.2, label="WSD's decay")
-    ax.set_yscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss above entropy (log scale)")
-    scale_log(ax.yaxis)
-    ax.legend(frameon=False)
-    return ax
-
-
-def plot_gains(ax: Axes, found: Findings) -> Axes:
-    """What the decay gave to certain and to uncertain bigrams, with standard errors."""
-    means, errors = zip(*(spread(gain) for gain in found.gains(found.lr).T), strict=True)
-    bars = ax.bar(["certain", "uncertain"], means, yerr=errors, color=[SKY, DECAY], capsize=5, width=0.55)
-    ax.bar_label(bars, [f"{mean:+.4f}" for mean in means], padding=4, weight="bold")
-    ax.axhline(0, color="black", linewidth=0.8)
-    ax.margins(y=0.15)
-    ax.set_ylabel("stable loss - decayed loss, nats")
-    return ax
-
-
-def plot_lrs(ax: Axes, found: Findings) -> Axes:
-    """Final losses over the peak lr: stable, decayed, and what certain bigrams have of the decayed."""
-    for schedule, color, label in (("constant", TRUNK, "stable"), ("WSD", DECAY, "decayed")):
-        means, errors = zip(*(spread(found.ends(schedule, lr).sum(axis=1)) for lr in found.lrs), strict=True)
-        ax.errorbar(found.lrs, means, yerr=errors, color=color, marker="o", linewidth=2.2, capsize=3)
-        label_line(ax, label, found.lrs[-2], means[-2], color)
-    rivers = [found.ends("WSD", lr)[:, 0].mean() for lr in found.lrs]
-    ax.plot(found.lrs, rivers, "--", color=BLUE, linewidth=2)
-    label_line(ax, "certain ones of it: the river", found.lrs[-1], rivers[-1], BLUE, above=False)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.margins(y=0.14)
-    if found.limit:
-        ax.axvline(found.limit, color="black", linewidth=1, linestyle=":")
-        place = {"xy": (found.limit, 0.6), "xycoords": ("data", "axes fraction")}
-        ax.annotate("2 / curvature ", **place, rotation=90, ha="right", va="center")
-    scale_log(ax.yaxis)
-    ax.xaxis.set_major_locator(FixedLocator(found.lrs))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.set_xlabel("peak lr (log scale)")
-    ax.set_ylabel("loss above entropy (log scale)")
-    return ax
-
-
-def label_line(ax: Axes, text: str, x: float, y: float, color: str, *, above: bool = True) -> None:
-    """The name of a line, above one of its points or below."""
-    place = {"xytext": (0, 20 if above else -12), "va": "bottom" if above else "top", "ha": "right"}
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    ax.annotate(text, (x, y), textcoords="offset points", color=color, weight="bold", bbox=white, **place)
-
-
-def scale_log(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-
-
-def figure(all_findings: list[Findings]) -> Figure:
-    """A row for each model: curves, who gains, the peak lr."""
-    whole = Figure(figsize=(13, 4.5 * len(all_findings)), dpi=125, layout="constrained", facecolor="white")
-    rows = whole.subfigures(len(all_findings), 1, squeeze=False)[:, 0]
-    parts = {
-        "A decay drops the loss": plot_curves,
-        "Uncertain bigrams gain": plot_gains,
-        "What the peak lr does": plot_lrs,
-    }
-    for row, found in zip(rows, all_findings, strict=True):
-        row.suptitle(NAMES[found.model], x=0.01, ha="left", weight="bold", fontsize=15)
-        for ax, (title, plot) in zip(row.subplots(1, 3), parts.items(), strict=True):
-            plot(ax, found).set_title(title, loc="left", fontsize=13)
-            ax.spines[["top", "right"]].set_visible(False)
-    return whole
 
 
 def write(file: Path, all_findings: list[Findings], curvature_error: float) -> None:
@@ -272,15 +202,10 @@ def by_step(run: dict) -> dict[int, tuple[float, float]]:
 
 
 def main() -> None:
-    """Print the table of stored results and draw the picture."""
+    """Print the tables of stored results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="bigram.json")
-    parser.add_argument("--into", type=Path, required=True, help="folder for bigram.png")
-    args = parser.parse_args()
-    found, curvature_error = read(args.results)
-    print("\n".join(describe(found, curvature_error)))
-    args.into.mkdir(parents=True, exist_ok=True)
-    figure(found).savefig(args.into / "bigram.png", metadata={"Software": None})
+    print("\n".join(describe(*read(parser.parse_args().results))))
 
 
 if __name__ == "__main__":

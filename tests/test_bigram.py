@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from bigram import FIRST, GPT2, Run, formula, make_language, measured_curvature, train_table
-from bigram_findings import Findings, Statement, describe, figure, read, write
+from bigram_figures import figure
+from bigram_findings import Findings, Statement, describe, read, write
 from trainer_runs import ROOT, command_line
 
 from hf_wsd.baselines import constant
@@ -115,7 +116,26 @@ def test_one_seed_is_refused(tmp_path):
 
 def test_statement_that_does_not_hold_is_said():
     lines = "\n".join(describe([small_findings()], 1e-3))
-    assert lines.count("**no**") == sum(not statement.holds for statement in small_findings().statements()) + 1
+    assert lines.count("**no**") == sum(statement.holds is False for statement in small_findings().statements()) + 1
+
+
+@pytest.mark.parametrize(("apart", "holds"), [(0.05, True), (-0.05, False), (0.001, None)])
+def test_trend_within_two_standard_errors_is_not_told(apart, holds):
+    noise = {1.0: (0.0, 0.01, -0.01), 2.0: (0.01, -0.01, 0.0), 4.0: (-0.01, 0.0, 0.01)}
+    runs = [
+        Run(
+            model="table",
+            schedule=name,
+            lr=lr,
+            seed=seed,
+            losses={10: (1.0 - apart * lr + noise[lr][seed], hill * (9 + seed))},
+        )
+        for name, hill in (("constant", 0.5), ("WSD", 0.4))
+        for lr in noise
+        for seed in range(3)
+    ]
+    *_, last = Findings(model="table", lr=1.0, limit=None, runs=tuple(runs)).statements()
+    assert (last.claim.split(":")[0], last.holds) == ("progress along the river grows with lr", holds)
 
 
 @pytest.mark.parametrize("gain", [0.5, -0.5])
