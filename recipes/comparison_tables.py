@@ -1,6 +1,7 @@
 """The tables of a comparison in Markdown, from its stored results; nothing is trained.
 
 python recipes/comparison_tables.py recipes/results/compare.jsonl
+python recipes/comparison_tables.py recipes/results/compare.jsonl --family "WSD, decays of 10 %"
 """
 
 from __future__ import annotations
@@ -95,10 +96,14 @@ def _part(value: float | None) -> str:
 
 
 def main() -> None:
-    """Print the page of a results file."""
+    """Print the page of a results file, or its table of one family."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="compare.jsonl")
-    print("\n".join(describe(Comparison.read(parser.parse_args().results))))
+    families = [name for name, arm in ARMS.items() if arm.kind == "family"]
+    parser.add_argument("--family", choices=families, help="only this arm, against the baseline")
+    args = parser.parse_args()
+    comparison = Comparison.read(args.results)
+    print("\n".join(family_table(comparison, args.family) if args.family else describe(comparison)))
 
 
 if __name__ == "__main__":
