@@ -98,6 +98,7 @@ class Section:
         picture: a figure.
         table: a table.
         notes: a list below them.
+        files: that lie beside the page and have more.
         tree: a tree with texts.
         commands: lines of a shell, each with what it starts.
         folded: whether the reader has to open it.
@@ -108,6 +109,7 @@ class Section:
     picture: Picture | None = None
     table: Grid | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     tree: Tree | None = None
     commands: tuple[tuple[str, str], ...] = ()
     folded: bool = False
@@ -127,6 +129,8 @@ class Section:
             yield self.table.markdown()
             yield from filter(None, [plain_markdown(self.table.caption)])
         yield from filter(None, ["\n".join(f"- {plain_markdown(note)}" for note in self.notes)])
+        if self.files:
+            yield f"More in the folder of the run: {', '.join(f'[{name}]({name})' for name in self.files)}"
         if self.tree:
             yield "\n".join(f"{'  ' * depth}- {plain_markdown(text)}" for depth, text in _flat(self.tree))
         for what, line in self.commands:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_wsd.errors import DataError
 from hf_wsd.family import Run
 from hf_wsd.history import to_json
 from hf_wsd.landscape import Floats, Geometry, Mix, added, paths, read_places, step_between
@@ -92,12 +93,12 @@ class Measured:
 
 
 def standard_error(values: Floats) -> float:
-    """Of the mean of several values; 0 for one alone, which says nothing of it.
+    """Of the mean of two values or more.
 
     >>> standard_error(np.array([1.0, 3.0]))
     1.0
     """
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def survey(
@@ -114,14 +115,19 @@ def survey(
     Args:
         run: `read_run(folder)`, with at least two finished decays.
         model: of the run's architecture; its weights are overwritten.
-        batches: of evaluation data.
+        batches: of evaluation data, at least two: error bars come from their differences.
         grid: how finely; None is the default.
         accelerator: of several devices.
         tell: called with the number of measurements made so far.
 
     Raises:
-        FitError: fewer than two finished decays. CheckpointError: one that cannot be read.
+        FitError: fewer than two finished decays. CheckpointError: one that cannot be read. DataError: one batch.
     """
+    if len(batches) < 2:
+        raise DataError(
+            f"error bars take at least two batches of evaluation data, and there is {len(batches)}: more --blocks, or "
+            "a smaller --batch_size"
+        )
     family, grid = read_places(run), grid or Grid()
     with Files(paths(family, run.path)) as files:
         gram, marks = files.gram()
@@ -132,6 +138,7 @@ def survey(
             evaluation={"blocks": int(terrain.rows.sum()), "batches": len(terrain.rows), "mark": terrain.mark},
             spots=tuple(_spots(geometry, measured)),
             decays=tuple(_decayed(geometry, measured, at) for at in range(len(family.descents))),
+            newest=_newest(geometry, measured),
             lines=tuple(_lines(geometry, measured, grid.points)),
             slice=_slice(geometry, measured, grid),
             turns=tuple(Turn(**_named(turn)) for turn in geometry.updates()),
@@ -170,6 +177,12 @@ def _decayed(geometry: Geometry, measured: Measured, at: int) -> Decayed:
         curvature_across=measured.mean(across),
         curvature_error=standard_error(across - along),
     )
+
+
+def _newest(geometry: Geometry, measured: Measured) -> Beside | None:
+    """The trunk's last checkpoint, beside the last river carried on straight; None where its decay is there."""
+    name, last = geometry.family.trunk[-1].name, len(geometry.family.descents) - 1
+    return None if name == geometry.family.descents[last].fork else _beside(geometry, measured, last, name)
 
 
 def _beside(geometry: Geometry, measured: Measured, at: int, name: str) -> Beside:

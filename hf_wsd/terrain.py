@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from hf_wsd.errors import CheckpointError, DataError
 from hf_wsd.landscape import Floats, Mix
 from hf_wsd.merge import Weights
 
-CHUNK = 1 << 20  # numbers of one tensor and checkpoint that are compared at once
+SLICES = 8
+CHUNK = 1 << 16  # numbers of one tensor and checkpoint that are worked on at once
 
 
 class Files(AbstractContextManager["Files"]):
@@ -42,9 +44,14 @@ class Files(AbstractContextManager["Files"]):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def mixed(self, key: str, mix: Mix) -> torch.Tensor:
-        """One tensor of a mix, summed in float64 and given in float32."""
-        return sum(self.weights[name].read(key).double() * weight for name, weight in mix.items() if weight).float()
+    def fill(self, tensor: torch.Tensor, key: str, mix: Mix) -> torch.Tensor:
+        """The given tensor, with the values that one of this name has in a mix: summed in float64, chunk by chunk."""
+        parts = [(self.weights[name].read(key).reshape(-1), weight) for name, weight in mix.items() if weight]
+        flat = tensor.view(-1)
+        for start in range(0, len(flat), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            flat[chunk] = sum(values[chunk].double() * weight for values, weight in parts).to(tensor)
+        return tensor
 
     def gram(self) -> tuple[Floats, dict[str, str]]:
         """Inner products of (checkpoint - first checkpoint), [n, n]; and a mark of each checkpoint's weights.
@@ -77,6 +84,22 @@ class Files(AbstractContextManager["Files"]):
                 yield np.stack([one[start : start + step].to(torch.float64).numpy() for one in flat])
 
 
+class _Inner(torch.autograd.Function):
+    """The inner product of slopes with a way that is constant: neither is copied, and slopes are not kept."""
+
+    @staticmethod
+    def forward(context: Any, slopes: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(way)
+        rows = max(1, CHUNK * max(1, len(slopes)) // max(1, slopes.numel()))
+        parts = zip(slopes.split(rows), way.split(rows), strict=True)
+        return torch.stack([(one.double() * other).sum() for one, other in parts]).sum().to(slopes)
+
+    @staticmethod
+    def backward(context: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (way,) = context.saved_tensors
+        return way if bool(outer[0] == 1) else outer[0] * way, None
+
+
 class _Moved(torch.autograd.Function):
     """Weights + t * way at t = 0: the weights themselves, not a copy of them, with their derivative by t."""
 
@@ -88,7 +111,37 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *slopes: torch.Tensor) -> tuple[None, None, torch.Tensor]:
         (way,) = context.saved_tensors
-        return None, None, torch.dot(slopes[0].reshape(-1), way.reshape(-1))
+        return None, None, _Inner.apply(torch.atleast_1d(slopes[0]), torch.atleast_1d(way))
+
+
+class _Along(TorchFunctionMode):
+    """A block in which every call takes weights + t * way for the weights.
+
+    Each use of a tensor has a node of its own, made when it is used: so its slopes are computed when their turn comes,
+    and let go. With one node for each tensor, made before, all slopes are kept to the end. The second derivative adds
+    two slopes of a linear layer: a large one, such as an output head, is used in slices of 1 / SLICES of the model.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], way: Mapping[str, torch.Tensor], t: torch.Tensor) -> None:
+        super().__init__()
+        self._ways, self._t = {id(tensor): way[key] for key, tensor in weights.items()}, t
+        self._most = sum(tensor.numel() for tensor in weights.values()) // SLICES
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is linear and id(args[1]) in self._ways and args[1].numel() > self._most:
+            return self._in_slices(*args, **(kwargs or {}))
+        return func(*map(self._moved, args), **{name: self._moved(value) for name, value in (kwargs or {}).items()})
+
+    def _in_slices(self, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        rows = max(1, self._most * len(weight) // weight.numel())
+        slices = zip(weight.split(rows), self._ways[id(weight)].split(rows), strict=True)
+        found = torch.cat([linear(given, _Moved.apply(part, way, self._t)) for part, way in slices], dim=-1)
+        return found if bias is None else found + self._moved(bias)
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and any(id(one) in self._ways for one in value):
+            return type(value)(map(self._moved, value))
+        return _Moved.apply(value, self._ways[id(value)], self._t) if id(value) in self._ways else value
 
 
 class Terrain:
@@ -133,7 +186,7 @@ class Terrain:
     def stand_at(self, point: Mix) -> None:
         """Give the model the weights of a mix."""
         for key, tensor in self.state.items():
-            tensor.data.copy_(self.files.mixed(key, point).view_as(tensor))
+            self.files.fill(tensor.data, key, point)
 
     def losses(self, point: Mix) -> list[float]:
         """The mean loss of each batch, in nats per token for a language model."""
@@ -145,20 +198,19 @@ class Terrain:
         """The second derivative of each batch's loss along a direction: v H v, by a Hessian-vector product.
 
         The product is not kept: the loss is differentiated twice by t at weights + t v. Beside the model there are v
-        and, while it is computed, the slopes.
+        and, while it is computed, the slopes of one tensor.
         """
         self.stand_at(point)
-        way = {key: self.files.mixed(key, direction).view_as(t).to(self.device) for key, t in self.state.items()}
+        way = {key: self.files.fill(torch.empty_like(t), key, direction) for key, t in self.state.items()}
         return self._shared(lambda batch: self._bend(batch, way))
 
     def _bend(self, batch: Mapping[str, torch.Tensor], way: Mapping[str, torch.Tensor]) -> float:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         t = torch.zeros((), device=self.device, requires_grad=True)
-        moved = {key: _Moved.apply(tensor, way[key], t) for key, tensor in self.state.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the fast ones have no second derivative
-            loss = functional_call(self.model, moved, (), dict(batch)).loss
-            del moved
+        with sdpa_kernel(SDPBackend.MATH), _Along(self.state, way, t):  # the fast ones have no second derivative
+            loss = self.model(**batch).loss
+        with sdpa_kernel(SDPBackend.MATH):
             (slope,) = torch.autograd.grad(loss, t, create_graph=True)
             (bend,) = torch.autograd.grad(slope, t)
         return float(bend)

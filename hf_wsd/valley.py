@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_wsd.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 2
 LANDSCAPE = "landscape.json"
 MANY = 4  # turns told in a sentence
 
@@ -151,6 +151,8 @@ class Landscape:
         evaluation: on how much and which data.
         spots: the checkpoints, by rising step.
         decays: by rising end.
+        newest: the trunk's last checkpoint, where that is past the last fork point with a decay; the river beside it is
+            the last one, carried on straight.
         lines, slice, turns: see there.
         left_out: checkpoints that were not looked at.
     """
@@ -159,6 +161,7 @@ class Landscape:
     evaluation: Mapping[str, Any]
     spots: tuple[Spot, ...]
     decays: tuple[Decayed, ...]
+    newest: Beside | None
     lines: tuple[Line, ...]
     slice: Slice
     turns: tuple[Turn, ...]
@@ -173,15 +176,18 @@ class Landscape:
     def still_on_the_hill(self) -> str:
         """The hill loss at the last fork point that has a decayed model: what a decay there still had to remove."""
         fork, end = self.decays[-1].fork, self.decays[-1]
-        loss = next(spot.loss for spot in self.spots if spot.name == fork.name)
-        newest = self.trunk[-1]
-        later = f" The trunk has gone on to step {newest.step}." if newest.name != fork.name else ""
+        losses = {spot.name: spot.loss for spot in self.spots}
+        loss, newest = losses[fork.name], self.newest
+        later = newest and (
+            f" The trunk has gone on to checkpoint {newest.name}, loss {losses[newest.name]:.3f}: "
+            f"{newest.hill_loss:.3f} of it (+-{newest.error:.3f}) is hill loss, if the river goes on straight."
+        )
         hill = f"{fork.hill_loss:.3f} of it (+-{fork.error:.3f}) is hill loss, which a decay still has to remove"
         rest = f"{end.loss:.3f}: progress along the river was {loss - fork.hill_loss - end.loss:.3f}"
         told = (
             f"At checkpoint {fork.name} the trunk's loss is {loss:.3f}; {hill}. The decay from there ended at {rest}."
         )
-        return told + later
+        return told + (later or "")
 
     @property
     def swings(self) -> str:
@@ -210,6 +216,7 @@ class Landscape:
             kept["spots"] = tuple(Spot(**one) for one in told["spots"])
             beside = [{"beside": tuple(Beside(**b) for b in one["beside"])} for one in told["decays"]]
             kept["decays"] = tuple(Decayed(**one | more) for one, more in zip(told["decays"], beside, strict=True))
+            kept["newest"] = told["newest"] and Beside(**told["newest"])
             kept["lines"] = tuple(Line(**one) for one in told["lines"])
             kept["slice"] = Slice(**told["slice"])
             kept["turns"] = tuple(Turn(**one) for one in told["turns"])
@@ -224,10 +231,17 @@ def read_landscape(run: Path) -> Landscape | None:
     Raises:
         DataError: it cannot be read.
     """
+    return load_landscape(run / LANDSCAPE) if (run / LANDSCAPE).exists() else None
+
+
+def load_landscape(file: Path) -> Landscape:
+    """The landscape in a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        told = json.loads((run / LANDSCAPE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+        told = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{run / LANDSCAPE} cannot be read: {error}") from error
+        raise DataError(f"{file} cannot be read: {error}") from error
     return Landscape.from_dict(told)

@@ -63,7 +63,8 @@ class Verdict:
         if self.behaves is None:
             return f"Too little is known to say whether this run behaves like a river valley{not_seen}"
         held = sum(one.holds is True for one in self.statements)
-        return f"This run behaves like a river valley: {held} of {count} statements hold{not_seen}"
+        who = "As far as can be seen this run" if not_seen else "This run"
+        return f"{who} behaves like a river valley: {held} of {count} statements hold{not_seen}"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -72,7 +73,7 @@ class Verdict:
 
 def judge(found: Landscape) -> Verdict:
     """What the picture of a river valley says, statement by statement, and what was found of it."""
-    rules = (_progress, _distance, _hill, _falls, _steep, _walk, _floor)
+    rules = (_progress, _swings, _distance, _hill, _falls, _steep, _walk, _floor)
     return Verdict(statements=tuple(rule(found) for rule in rules))
 
 
@@ -88,12 +89,23 @@ def in_order(pairs: Sequence[tuple[float, float]]) -> float:
 
 def _progress(found: Landscape) -> Statement:
     claim = "progress along the river grows with the sum of the lr"
-    trunk = [(spot.lr_sum, spot.along) for spot in found.trunk]
-    if len(trunk) < FEWEST:
-        return Statement(claim=claim, holds=None, found=f"{len(trunk)} checkpoints of the trunk, {FEWEST} are needed")
-    part, straight = in_order(trunk), float(np.corrcoef(np.array(trunk).T)[0, 1] ** 2)
-    told = f"{part:.0%} of all pairs of the trunk's {len(trunk)} checkpoints; a straight line explains {straight:.0%}"
+    spots = [(spot.lr_sum, spot.along) for spot in found.spots]  # also those of decays: there it is not that of steps
+    if len(found.trunk) < FEWEST:
+        few = f"{len(found.trunk)} checkpoints of the trunk, {FEWEST} are needed"
+        return Statement(claim=claim, holds=None, found=few)
+    part, straight = in_order(spots), float(np.corrcoef(np.array(spots).T)[0, 1] ** 2)
+    told = f"{part:.0%} of all pairs of {len(spots)} checkpoints; a straight line explains {straight:.0%}"
     return Statement(claim=claim, holds=part >= IN_ORDER, found=told)
+
+
+def _swings(found: Landscape) -> Statement:
+    """What tells a valley with noise from a way straight down, where all else may look alike."""
+    claim = "the trunk swings across the river: its next way rather undoes the last"
+    if not found.turns:
+        return Statement(claim=claim, holds=None, found=f"{len(found.trunk)} checkpoints of the trunk, 3 are needed")
+    mean = float(np.mean([turn.cosine_across for turn in found.turns]))
+    told = f"mean cosine of {len(found.turns)} pairs of successive ways, across the river alone: {mean:.2f}"
+    return Statement(claim=claim, holds=mean < 0, found=told)
 
 
 def _distance(found: Landscape) -> Statement:
@@ -142,7 +154,7 @@ def _hill(found: Landscape) -> Statement:
 
 def _steep(found: Landscape) -> Statement:
     claim = "the river is flat and the hills are steep: the loss curves less along than across"
-    decays = [(d, d.curvature_across - d.curvature_along) for d in found.decays]
+    decays = [(d, d.curvature_across - abs(d.curvature_along)) for d in found.decays]
     holds = all(apart > ERRORS * decay.curvature_error for decay, apart in decays)
     told = ", ".join(
         f"{d.curvature_across:.2g} against {d.curvature_along:.2g}, +- {d.curvature_error:.1g} ({d.end})"

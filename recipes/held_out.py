@@ -9,10 +9,11 @@ from typing import Any
 
 from blocks import DataArguments, load_blocks, load_tokenizer, option
 from datasets import Dataset
-from pretrain import ModelArguments
+from family_arguments import FamilyArguments, ForkArguments
+from pretrain import ModelArguments, PretrainingArguments
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
 
-from hf_wsd.errors import RunError
+from hf_wsd.errors import RunError, SettingsError
 from hf_wsd.lineage import Command
 
 
@@ -72,8 +73,9 @@ def held_out(
         main_process_first: of the Accelerator, so that one process fills the cache for all.
 
     Raises:
-        RunError: neither a command nor flags.
+        RunError: neither a command nor flags. SettingsError: flags that recipes/pretrain.py does not have.
     """
+    refuse_unknown(flags)
     if command is None and not flags:
         raise RunError(f"no record says on which data {whose} was trained: give flags of recipes/pretrain.py after --")
     words = [*(flags_of(command) if command else ()), *flags]
@@ -83,6 +85,14 @@ def held_out(
         tokenizer = load_tokenizer(data, model.model_name_or_path)
         _, blocks = load_blocks(data, tokenizer, main_process_first)
     return HeldOut(blocks=blocks, block_size=data.block_size, tokenizer=tokenizer, how=how)
+
+
+def refuse_unknown(flags: Sequence[str]) -> None:
+    """Refuse what recipes/pretrain.py would: a typo must not evaluate on other data without a word."""
+    kinds = (ModelArguments, DataArguments, FamilyArguments, ForkArguments, PretrainingArguments, EvaluationArguments)
+    parser = HfArgumentParser(kinds, allow_abbrev=False, conflict_handler="resolve")
+    if odd := parser.parse_known_args(list(flags))[1]:
+        raise SettingsError(f"recipes/pretrain.py has no {' '.join(odd)}: its flags may follow --")
 
 
 def flags_of(command: Command) -> list[str]:
