@@ -56,11 +56,14 @@ class Point:
     run: str = ""
     seed: int | None = None
 
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """N by each count, as in SIZES."""
+        return self.parameters, self.parameters_without_embeddings
+
     def size(self, name: str) -> int | None:
         """N by the name of its count, one of SIZES."""
-        return {"parameters": self.parameters, "parameters_without_embeddings": self.parameters_without_embeddings}[
-            name
-        ]
+        return dict(zip(SIZES, self.sizes, strict=True))[name]
 
 
 def points_of(run: Run) -> tuple[Point, ...]:

@@ -185,8 +185,8 @@ def _doubts(points: Sequence[Point]) -> Iterable[str]:
             f"{twins} of {len(points)} models are equal to another in all that is known of them: if one run was given "
             "twice, take it out, for it makes intervals too narrow"
         )
-    for size in {point.parameters for point in points}:
-        own = sorted((point for point in points if point.parameters == size), key=lambda point: point.tokens)
+    for size in {point.sizes for point in points}:
+        own = sorted((point for point in points if point.sizes == size), key=lambda point: point.tokens)
         if own[-1].tokens > own[0].tokens and own[-1].loss >= own[0].loss:
             yield (
                 f"The loss does not fall with tokens: {own[0].loss:.4f} at {show_tokens(own[0].tokens)}, "

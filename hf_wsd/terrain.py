@@ -21,7 +21,7 @@ from hf_wsd.errors import CheckpointError, DataError
 from hf_wsd.landscape import Floats, Mix
 from hf_wsd.merge import Weights
 
-SLICES = 8
+SLICES = 8  # of the model, in which a larger output head is worked on
 CHUNK = 1 << 16  # numbers of one tensor and checkpoint that are worked on at once
 
 
@@ -92,7 +92,7 @@ class _Inner(torch.autograd.Function):
         context.save_for_backward(way)
         rows = max(1, CHUNK * max(1, len(slopes)) // max(1, slopes.numel()))
         parts = zip(slopes.split(rows), way.split(rows), strict=True)
-        return torch.stack([(one.double() * other).sum() for one, other in parts]).sum().to(slopes)
+        return torch.stack([(one * other).sum() for one, other in parts]).sum()  # MPS has no float64
 
     @staticmethod
     def backward(context: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -128,7 +128,8 @@ class _Along(TorchFunctionMode):
         self._most = sum(tensor.numel() for tensor in weights.values()) // SLICES
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is linear and id(args[1]) in self._ways and args[1].numel() > self._most:
+        weight: Any = args[1] if func is linear and len(args) > 1 else None
+        if id(weight) in self._ways and weight.numel() > self._most:
             return self._in_slices(*args, **(kwargs or {}))
         return func(*map(self._moved, args), **{name: self._moved(value) for name, value in (kwargs or {}).items()})
 
