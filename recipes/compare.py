@@ -1,7 +1,7 @@
 """Compare ways to get a model at every budget: the same data, model, budgets and seeds, peak lrs tuned alike.
 
-    python recipes/compare.py --output_dir runs/compare --steps 3000 --lrs 2.5e-3 5e-3 1e-2 2e-2 --seeds 1 2 3 \
-        --preset 0.25M --block_size 128 --warmup_steps 100 --max_eval_blocks 192 --jobs 2
+    python recipes/compare.py --output_dir runs/compare --steps 4000 --lrs 5e-3 1e-2 2e-2 --seeds 1 2 3 \
+        --preset 0.25M --block_size 128 --warmup_steps 200 --max_eval_blocks 192 --jobs 2
 
 Every arm is what a user would type: recipes/pretrain.py, once for each budget with cosine and linear to zero, once in
 all with WSD (trunk and decays in one process), WSD-S and cyclic cosine. The first seed tries every peak lr, the others
