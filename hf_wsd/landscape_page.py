@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_wsd.errors import DataError
 from hf_wsd.family import Run
-from hf_wsd.landscape_plots import above_figure
+from hf_wsd.landscape_plots import FIGURES, above_figure
 from hf_wsd.page import Grid, Picture, Section
 from hf_wsd.valley import LANDSCAPE, Landscape, read_landscape
 from hf_wsd.verdict import Verdict, judge
@@ -49,7 +49,7 @@ def _section(run: Run, found: Landscape, verdict: Verdict) -> Section:
         picture=picture,
         table=Grid(heads=heads, rows=rows, words=heads),
         notes=tuple(_notes(run, found)),
-        files=(LANDSCAPE, "landscape-side.png", "landscape-way.png"),
+        files=(LANDSCAPE, *(f"{name}.png" for name in FIGURES if FIGURES[name] is not above_figure)),
     )
 
 
@@ -58,9 +58,8 @@ def _notes(run: Run, found: Landscape) -> list[str]:
         found.swings,
         "The picture of the loss as a river valley, in which the stable phase runs along the river above its bed and a "
         "decay goes down to it, is that of arXiv 2410.05192.",
+        *found.thinned_out,
     ]
-    if found.left_out:
-        notes.append(f"{found.left_out} checkpoints between others were not looked at.")
     last = max(spot.step for spot in found.spots)
     if (newest := max((member.steps_done for member in run.walk(rewound=False)), default=0)) > last:
         notes.append(f"It was made at step {last}, and the family has come to {newest}: repeat recipes/landscape.py.")

@@ -143,11 +143,13 @@ def _tidy(figure: Figure, axes: Sequence[Axes]) -> None:
         ax.tick_params(labelsize=12)
 
 
+FIGURES = {"landscape": above_figure, "landscape-side": side_figure, "landscape-way": way_figure}
+
+
 def write_figures(found: Landscape, folder: Path) -> list[Path]:
     """Write landscape.png, landscape-side.png and landscape-way.png, each whole or not at all; returns their files."""
-    figures = {"landscape": above_figure, "landscape-side": side_figure, "landscape-way": way_figure}
     files = []
-    for name, draw in figures.items():
+    for name, draw in FIGURES.items():
         file = folder / f"{name}.png"
         new = file.with_name(f".{file.name}.{os.getpid()}")
         draw(found).savefig(new, format="png", metadata={"Software": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isclose, isnan, nan
@@ -168,7 +169,8 @@ def read_points(
     """
     wanted = {name: {value} if isinstance(value, str) else {*value} for name, value in (where or {}).items()}
     found, seen, given = list[Point](), dict[str, set[str]](), [*map(Path, paths)]
-    if twice := [path for path in given if [other.resolve() for other in given].count(path.resolve()) > 1]:
+    times = Counter(path.resolve() for path in given)
+    if twice := [path for path in given if times[path.resolve()] > 1]:
         raise DataError(f"{twice[0]} is given twice, and every model of it would count twice: name it once")
     for path in given:
         rows = _rows(path)

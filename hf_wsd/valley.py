@@ -190,6 +190,11 @@ class Landscape:
         return told + (later or "")
 
     @property
+    def thinned_out(self) -> list[str]:
+        """A sentence on the checkpoints that were not looked at, if there are any."""
+        return [f"{self.left_out} checkpoints between others were not looked at."] if self.left_out else []
+
+    @property
     def swings(self) -> str:
         """How the ways between successive checkpoints of the trunk turn, whole and across the river alone."""
         turns = [f"{t.cosine:.2f} and {t.cosine_across:.2f} ({t.a}, {t.b}, {t.c})" for t in self.turns[-MANY:]]

@@ -9,8 +9,7 @@ from typing import Any
 
 from blocks import DataArguments, load_blocks, load_tokenizer, option
 from datasets import Dataset
-from family_arguments import FamilyArguments, ForkArguments
-from pretrain import ModelArguments, PretrainingArguments
+from pretrain import ARGUMENTS, ModelArguments
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
 
 from hf_wsd.errors import RunError, SettingsError
@@ -89,9 +88,7 @@ def held_out(
 
 def refuse_unknown(flags: Sequence[str]) -> None:
     """Refuse what recipes/pretrain.py would: a typo must not evaluate on other data without a word."""
-    kinds = (ModelArguments, DataArguments, FamilyArguments, ForkArguments, PretrainingArguments, EvaluationArguments)
-    parser = HfArgumentParser(kinds, allow_abbrev=False, conflict_handler="resolve")
-    if odd := parser.parse_known_args(list(flags))[1]:
+    if odd := HfArgumentParser(ARGUMENTS, allow_abbrev=False).parse_known_args(list(flags))[1]:
         raise SettingsError(f"recipes/pretrain.py has no {' '.join(odd)}: its flags may follow --")
 
 

@@ -114,8 +114,7 @@ def text_of(found: Landscape) -> str:
     verdict = judge(found)
     marks = {True: "holds", False: "does not hold", None: "not to be seen"}
     lines = [f"{marks[one.holds]:14}  {one.claim}\n{'':14}  {one.found}" for one in verdict.statements]
-    left_out = [f"{found.left_out} checkpoints between others were not looked at."] if found.left_out else []
-    return "\n".join([verdict.sentence, "", *lines, "", found.swings, found.still_on_the_hill, *left_out])
+    return "\n".join([verdict.sentence, "", *lines, "", found.swings, found.still_on_the_hill, *found.thinned_out])
 
 
 def main() -> None:

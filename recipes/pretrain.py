@@ -116,6 +116,9 @@ class PretrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
 
+ARGUMENTS = (ModelArguments, DataArguments, FamilyArguments, ForkArguments, PretrainingArguments)
+
+
 def new_model(args: ModelArguments, vocab_size: int, block_size: int, eos_token_id: int) -> torch.nn.Module:
     """A model with fresh weights, or the one to go on from."""
     if args.model_name_or_path:
@@ -178,7 +181,7 @@ class PhaseProgress(ProgressCallback):
 def main() -> None:
     """Parse, load, train, save."""
     hf_wsd.register()  # before the arguments are parsed: they name our schedules
-    parser = HfArgumentParser((ModelArguments, DataArguments, FamilyArguments, ForkArguments, PretrainingArguments))
+    parser = HfArgumentParser(ARGUMENTS)
     model_args, data_args, family, fork, args = parser.parse_args_into_dataclasses()
     samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     per_step = {"tokens_per_step": samples * data_args.block_size, "samples_per_step": samples}
