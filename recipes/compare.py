@@ -4,9 +4,10 @@
         --preset 0.25M --block_size 128 --warmup_steps 200 --max_eval_blocks 192 --jobs 2
 
 Every arm is what a user would type: recipes/pretrain.py, once for each budget with cosine and linear to zero, once in
-all with WSD (trunk and decays in one process), WSD-S and cyclic cosine. The first seed tries every peak lr, the others
-its two best: one seed may be lucky with an lr that spoils the next. The mean over seeds decides: for each budget of
-separate runs, over all budgets of one trunk or line. Flags that are not named here go to recipes/pretrain.py.
+all with WSD (trunk and decays in one process), WSD-S and cyclic cosine. The first seed tries every peak lr, and further
+ones of the same ratio until the best lies between two others; the other seeds try its two best: one seed may be lucky
+with an lr that spoils the next. The mean over seeds decides: for each budget of separate runs, over all budgets of one
+trunk or line. Flags that are not named here go to recipes/pretrain.py.
 
 Give the warm-up what the highest peak lr needs, or the grid has nothing to choose from: a cosine run of 2,000 steps
 (0.25M parameters, lr 1e-2) ended at 4.555 after a warm-up of 50 steps, at 4.361 after one of 200.
@@ -56,8 +57,8 @@ class CompareArguments:
         default_factory=lambda: ["10%", "30%", "50%", "70%", "100%"],
         metadata={"help": "Lengths of the models: parts of --steps, or steps."},
     )
-    lrs: list[float] = field(default_factory=lambda: [5e-3, 1e-2, 2e-2], metadata={"help": "Peak lrs to try."})
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; the first tries all lrs."})
+    lrs: list[float] = field(default_factory=lambda: [5e-3, 1e-2, 2e-2], metadata={"help": "Peak lrs to try first."})
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; the first tunes peak lrs."})
     finalists: int = field(default=2, metadata={"help": "Peak lrs that the other seeds try: the first seed's best."})
     arms: list[str] = field(default_factory=lambda: [*ARMS], metadata={"help": f"Of: {', '.join(ARMS)}."})
     jobs: int = field(default=1, metadata={"help": "Runs at the same time, which share the cores; 1 for wall-clock."})
@@ -188,8 +189,24 @@ def run_missing(args: CompareArguments, wanted: list[Task], settings: dict[str, 
     return results
 
 
+def tune(args: CompareArguments, rest: list[str], settings: dict[str, object]) -> Comparison:
+    """Try every peak lr with the first seed, and the next beyond them until the best lies between two others."""
+    first = args.seeds[0]
+    wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
+    while wanted:
+        tuned = run_missing(args, wanted, settings)
+        wanted = [
+            task
+            for arm in args.arms
+            for budget in tuned.tuned_at(arm)
+            if (lr := tuned.beyond(arm, budget)) is not None
+            for task in tasks(args, arm, lr, first, rest, only=budget)
+        ]
+    return tuned
+
+
 def main() -> None:
-    """Try every peak lr with the first seed, the best ones with the others, write the tables."""
+    """Tune the peak lrs with the first seed, run the best ones with the others, write the tables."""
     parser = HfArgumentParser(CompareArguments, allow_abbrev=False)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     for arm in args.arms:
@@ -198,18 +215,18 @@ def main() -> None:
     if BASELINE not in args.arms:
         raise SettingsError(f"--arms {' '.join(args.arms)} has no {BASELINE}, with which all are compared: add it")
     first, *others = args.seeds
-    wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
     if args.dry_run:
+        wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
         return print("\n".join(shlex.join(task.command) for task in wanted))
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     with locked(Path(args.output_dir)):
         settings = {"steps": args.steps, "budgets": args.budgets, "tuning_seed": first, "arguments": rest}
-        tuned = run_missing(args, wanted, settings)
+        tuned = tune(args, rest, settings)
         chosen = [
             task
             for seed in others
             for arm in args.arms
-            for budget in (tuned.budgets if ARMS[arm].kind == "separate" else tuned.budgets[-1:])
+            for budget in tuned.tuned_at(arm)
             for lr in tuned.ranking(arm, budget, seed=first)[: args.finalists]
             for task in tasks(args, arm, lr, seed, rest, only=budget)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite, nan
+from math import isfinite, log, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -176,6 +176,17 @@ class Comparison:
         means = {lr: fmean(losses.values()) for lr, losses in tried.items() if len(losses) == most}
         return sorted(means, key=lambda lr: (not isfinite(means[lr]), means[lr]))
 
+    def tuned_at(self, arm: str) -> tuple[int, ...]:
+        """Budgets for which an arm has a peak lr of its own: all of separate runs, else one that stands for all."""
+        return self.budgets if ARMS[arm].kind == "separate" else self.budgets[-1:]
+
+    def beyond(self, arm: str, budget: int) -> float | None:
+        """The peak lr to try next: one more of the same ratio where the tuning seed's best is the lowest or highest."""
+        best, *rest = self.ranking(arm, budget, seed=self.tuning_seed)
+        if not rest or min(rest) < best < max(rest):
+            return None
+        return float(f"{best * best / min(rest, key=lambda lr: abs(log(lr / best))):.3g}")
+
     def lr_of(self, arm: str, budget: int) -> float | None:
         """The peak lr with which an arm's model of that budget is compared: the best of those that all seeds tried."""
         return next(iter(self.ranking(arm, budget)), None)
@@ -201,13 +212,11 @@ class Comparison:
         return sum({one.budgets: one.updates for one in self.of(arm)}.values())
 
     def seconds(self, arm: str) -> float | None:
-        """Wall-clock of the same on the tuning seed; None where a launch was resumed."""
-        times = {
-            one.budgets: one.seconds
-            for one in self.of(arm)
-            if one.seed == self.tuning_seed and one.lr == self.lr_of(arm, one.budgets[0])
-        }
-        return sum(map(float, filter(None, times.values()))) if all(times.values()) and times else None
+        """Wall-clock of the same, of launches that ran alone, whatever their peak lr; None where one never did."""
+        times: dict[tuple[int, ...], list[float]] = {one.budgets: [] for one in self.of(arm)}
+        for one in self.of(arm):
+            times[one.budgets] += [one.seconds] if one.seconds else []
+        return sum(map(fmean, times.values())) if times and all(times.values()) else None
 
     @property
     def tokens_per_step(self) -> int | None:

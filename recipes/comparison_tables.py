@@ -62,14 +62,17 @@ def cost_table(comparison: Comparison) -> Iterator[str]:
 def family_table(comparison: Comparison, arm: str) -> Iterator[str]:
     """A family against the baseline: a row for each budget, with what all models up to that budget cost in tokens.
 
+    The wall-clock of both is known where all are done, in the last row.
+
     Args:
         comparison: with the baseline and the arm.
         arm: one of kind "family".
     """
     fraction = float(ARMS[arm].flags[ARMS[arm].flags.index("--decay_fraction") + 1])
     heads = ("budget", "trunk loss at the fork", "decayed loss", "tuned cosine", "difference")
-    yield f"| {' | '.join(heads)} | tokens paid so far: family | separate runs |"
-    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield f"| {' | '.join(heads)} | tokens paid so far: family | separate runs | wall-clock, part of theirs |"
+    yield f"|{' ---: |' * 8}"
+    clock = next((cost["seconds_ratio"] for cost in comparison.costs() if cost["arm"] == arm), None)
     for place, budget in enumerate(comparison.budgets, 1):
         plan = Plan.of_budgets([str(one) for one in comparison.budgets[:place]], decay_fraction=fraction)
         difference, scale = comparison.difference(arm, budget), comparison.tokens_per_step or 1
@@ -83,6 +86,7 @@ def family_table(comparison: Comparison, arm: str) -> Iterator[str]:
             f"{difference.mean:+.4f}{_spread(difference.spread)}",
             show_tokens(plan.family_steps * scale),
             show_tokens(plan.separate_steps * scale),
+            _part(clock if budget == comparison.budgets[-1] else None),
         ]
         yield f"| {' | '.join(cells)} |"
 

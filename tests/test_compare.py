@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compare import CompareArguments, tasks
+from compare import CompareArguments, tasks, tune
 from comparison import BASELINE, Comparison, Difference, Launch
 from comparison_figures import draw
 from comparison_tables import describe, family_table
@@ -69,6 +69,37 @@ def test_best_lr_between_two_others_is_not_at_the_edge():
 
 
 @pytest.mark.parametrize(
+    ("losses", "beyond"),
+    [
+        ({0.1: 5.0, 0.2: 4.0, 0.4: 5.0}, None),
+        ({0.1: 4.0, 0.2: 5.0, 0.4: 6.0}, 0.05),
+        ({0.1: 5.0, 0.2: 4.0}, 0.4),
+        ({0.01: 5.0, 0.02: 4.5, 0.06: 4.0}, 0.18),
+        ({0.1: 5.0}, None),  # one peak lr: nobody asked for a search
+        ({0.1: 5.0, 0.2: float("nan")}, 0.05),
+    ],
+)
+def test_best_lr_at_the_edge_calls_for_the_next_beyond_it(losses, beyond):
+    found = comparison(*(launch("WSD-S", lr, 1, {10: loss}) for lr, loss in losses.items()))
+    assert found.beyond("WSD-S", 10) == beyond
+
+
+def test_peak_lrs_are_tried_until_the_best_lies_between_two_others(tmp_path, monkeypatch):
+    tried = []
+
+    def run(task, *, jobs):  # the best peak lr falls with the length: 0.08 for 10 steps, 0.04 for 20
+        tried.append((task.lr, task.budgets))
+        losses = {budget: abs(math.log(task.lr * budget / 0.8)) for budget in task.budgets}
+        return launch(task.arm, task.lr, task.seed, losses)
+
+    monkeypatch.setattr("compare.run", run)
+    args = CompareArguments(output_dir=str(tmp_path), steps=20, budgets=["10", "20"], lrs=[0.01, 0.02], arms=[BASELINE])
+    found = tune(args, [], {"tuning_seed": 1})
+    assert [found.lr_of(BASELINE, budget) for budget in (10, 20)] == [0.08, 0.04]
+    assert sorted(tried)[4:] == [(0.04, (10,)), (0.04, (20,)), (0.08, (10,)), (0.08, (20,)), (0.16, (10,))]
+
+
+@pytest.mark.parametrize(
     ("values", "verdict"),
     [
         ([-0.1], "no difference seen"),  # one seed says nothing
@@ -102,6 +133,14 @@ def test_wall_clock_of_an_arm_with_a_resumed_run_is_not_known():
     runs = (launch(BASELINE, 0.1, 1, {10: 5.0}), launch(BASELINE, 0.1, 1, {20: 5.0}))
     resumed = comparison(runs[0], replace(runs[1], seconds=None))
     assert (comparison(*runs).seconds(BASELINE), resumed.seconds(BASELINE)) == (2.0, None)
+
+
+def test_wall_clock_is_that_of_the_launches_that_ran_alone_at_any_peak_lr():
+    found = comparison(
+        *(launch(BASELINE, lr, 1, {10: loss}, seconds=time) for lr, loss, time in ((0.1, 5, None), (0.2, 6, 3.0))),
+        *(launch(BASELINE, lr, 1, {20: loss}, seconds=time) for lr, loss, time in ((0.1, 5, 7.0), (0.2, 6, 9.0))),
+    )
+    assert found.seconds(BASELINE) == 3.0 + 8.0
 
 
 def test_results_are_the_same_when_read_back(tmp_path):
@@ -143,7 +182,7 @@ def test_comparison_that_was_killed_goes_on_and_counts_what_was_trained(tmp_path
     assert [cost["updates"] for cost in found.costs()] == [60, 42, 40]
     assert page == "\n".join(describe(found)) + "\n"
     assert [row.split(" | ")[5:] for row in family_table(found, "WSD, decays of 10 %")][2:] == [
-        ["2.56K", "2.56K |"],  # the trunk up to step 18 and a decay of 2 steps, of 128 tokens each
-        ["5.376K", "7.68K |"],
+        ["2.56K", "2.56K", "- |"],  # the trunk up to step 18 and a decay of 2 steps, of 128 tokens each
+        ["5.376K", "7.68K", "- |"],  # no wall-clock: the run that was killed has none
     ]
     assert all(drawn.stat().st_size > 0 for drawn in draw(found, tmp_path))
