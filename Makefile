@@ -67,6 +67,7 @@ browser: setup  ## the pages of `hf-wsd report` in a real browser: Playwright, a
 	$(BIN)/python -m pytest tests/test_browser.py
 
 figures: setup  ## the pictures of what was measured, drawn again from recipes/results, and of the river valley
+	$(BIN)/python recipes/comparison_figures.py recipes/results/compare.jsonl --into recipes/figures
 	$(BIN)/python recipes/bigram_figures.py recipes/results/bigram.json --into recipes/figures
 	$(BIN)/python recipes/landscape.py recipes/results/landscape.json --into recipes/figures
 	$(BIN)/python recipes/river.py --into recipes/figures

@@ -6,6 +6,7 @@ python recipes/comparison_figures.py runs/compare/compare.jsonl --into runs/comp
 from __future__ import annotations
 
 import argparse
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -30,8 +31,14 @@ STYLES = {  # colour, marker
 
 
 def plot_differences(ax: Axes, comparison: Comparison) -> Axes:
-    """Loss minus the tuned baseline's at the same tokens: mean over seeds and its 95 % interval, a group per budget."""
+    """Loss minus the tuned baseline's at the same tokens: mean over seeds and its 95 % interval, a group per budget.
+
+    A constant lr ends far above the others, and would flatten them: beyond the axis its numbers stand at the edge.
+    """
     arms = [arm for arm in comparison.arms if arm != BASELINE]
+    decayed = [comparison.difference(arm, budget) for arm in arms if arm != "constant" for budget in comparison.budgets]
+    ends = [one.mean + (one.half_width or 0) for one in decayed if one and isfinite(one.mean)]
+    top = 1.1 * max(ends, default=inf)
     ax.axhline(0, color=STYLES[BASELINE][0], linewidth=1.5, label="cosine, tuned for each length")
     for place, arm in enumerate(arms):
         colour, marker = STYLES[arm]
@@ -39,8 +46,15 @@ def plot_differences(ax: Axes, comparison: Comparison) -> Axes:
             if (difference := comparison.difference(arm, budget)) is None:
                 continue
             x = group + (place - (len(arms) - 1) / 2) * 0.8 / len(arms)
-            drawn = {"color": colour, "marker": marker, "markersize": 8, "capsize": 3, "linestyle": ""}
-            ax.errorbar(x, difference.mean, yerr=difference.half_width or 0, label=arm if group == 0 else None, **drawn)
+            drawn = {"color": colour, "marker": marker, "markersize": 8, "linestyle": ""}
+            label = arm if group == 0 else None
+            if difference.mean > top:
+                ax.plot(x, top, label=label, **drawn)
+                ax.annotate(f"{difference.mean:+.2f}", (x, top), (0, 7), textcoords="offset points", ha="center")
+            else:
+                ax.errorbar(x, difference.mean, yerr=difference.half_width or 0, label=label, capsize=3, **drawn)
+    if isfinite(top):
+        ax.set_ylim(top=1.1 * top)
     for group in range(1, len(comparison.budgets)):
         ax.axvline(group - 0.5, color="#e0e0e0", linewidth=1)
     ax.set_xticks(range(len(comparison.budgets)), [_budget(comparison, budget) for budget in comparison.budgets])
