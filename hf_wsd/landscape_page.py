@@ -35,6 +35,7 @@ def _section(run: Run, found: Landscape, verdict: Verdict) -> Section:
     rows = tuple((one.claim, HOLDS[one.holds], one.found) for one in verdict.statements)
     heads = ("statement", "holds", "found")
     fork, end = found.decays[-1].fork, found.decays[-1]
+    others = [f"{name}.png" for name in FIGURES if FIGURES[name] is not above_figure]
     picture = Picture(
         figure=above_figure(found),
         name="report-landscape",
@@ -49,7 +50,7 @@ def _section(run: Run, found: Landscape, verdict: Verdict) -> Section:
         picture=picture,
         table=Grid(heads=heads, rows=rows, words=heads),
         notes=tuple(_notes(run, found)),
-        files=(LANDSCAPE, *(f"{name}.png" for name in FIGURES if FIGURES[name] is not above_figure)),
+        files=(LANDSCAPE, *(name for name in others if (run.path / name).exists())),
     )
 
 

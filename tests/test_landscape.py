@@ -175,8 +175,15 @@ def test_report_states_the_hill_loss_still_to_be_removed(run):
     (run / LANDSCAPE).write_text(json.dumps(look(run).to_dict()))
     section, told = landscape_section(read_run(run))
     assert "1.000 of it (+-0.000) is hill loss, which a decay still has to remove" in section.texts[0]
-    assert "[landscape-side.png](landscape-side.png)" in "\n".join(section.markdown())
     assert told["river_valley"] is True
+
+
+def test_report_links_the_pictures_that_lie_beside_the_landscape(run):
+    (run / LANDSCAPE).write_text(json.dumps(look(run).to_dict()))
+    assert landscape_section(read_run(run))[0].files == (LANDSCAPE,)  # drawn elsewhere
+    (run / "landscape-side.png").touch()
+    section, _ = landscape_section(read_run(run))
+    assert "[landscape-side.png](landscape-side.png)" in "\n".join(section.markdown())
 
 
 # --- slow: real models, processes, refusals ---
