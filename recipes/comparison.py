@@ -119,6 +119,11 @@ class Difference:
         return "lower" if self.mean < 0 else "higher"
 
 
+def _badness(loss: float) -> tuple[bool, float]:
+    """Losses in the order of their worth: that of a run that has diverged is the worst."""
+    return not isfinite(loss), loss
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All launches of a comparison, and what may be read from them.
@@ -167,14 +172,27 @@ class Comparison:
         Separate runs are tuned for each budget; one trunk or line has one peak lr for all, by the mean over budgets.
         Not a number is worst.
         """
+        tried = self._tried(arm, budget, seed)
+        most = max(map(len, tried.values()), default=0)
+        means = {lr: fmean(losses.values()) for lr, losses in tried.items() if len(losses) == most}
+        return sorted(means, key=lambda lr: _badness(means[lr]))
+
+    def _tried(self, arm: str, budget: int, seed: int | None = None) -> dict[float, dict[int, float]]:
+        """By peak lr and seed: the loss that a peak lr is judged by."""
         tried: dict[float, dict[int, float]] = {}
         for one in self.of(arm, budget):
             if seed in (None, one.seed):
                 loss = one.losses[budget] if ARMS[arm].kind == "separate" else fmean(one.losses.values())
                 tried.setdefault(one.lr, {})[one.seed] = loss
-        most = max(map(len, tried.values()), default=0)
-        means = {lr: fmean(losses.values()) for lr, losses in tried.items() if len(losses) == most}
-        return sorted(means, key=lambda lr: (not isfinite(means[lr]), means[lr]))
+        return tried
+
+    def hopeful(self, arm: str, budget: int) -> float:
+        """The peak lr that every seed should try: that with the lowest mean over the seeds it has so far.
+
+        The tuning seed may be lucky with an lr that spoils the next: then another's turn comes.
+        """
+        tried = self._tried(arm, budget)
+        return min(tried, key=lambda lr: _badness(fmean(tried[lr].values())))
 
     def tuned_at(self, arm: str) -> tuple[int, ...]:
         """Budgets for which an arm has a peak lr of its own: all of separate runs, else one that stands for all."""

@@ -75,15 +75,15 @@ def plot_trap(ax: Axes, comparison: Comparison) -> Axes:
     ax.plot([step * scale for step in steps], curve, color=TRUNK, linewidth=2.2, label="the longest cosine run")
     on_the_way = [fmean(one.evaluations[budget] for one in runs) for budget in comparison.budgets]
     tokens = [budget * scale for budget in comparison.budgets]
-    ax.plot(tokens, on_the_way, "s", color=TRUNK, markerfacecolor="white", markersize=14, label="its checkpoints")
-    for arm, label in (
-        (BASELINE, "a cosine run of that length"),
-        ("WSD, decays of 10 %", "a 10 % decay off one trunk"),
+    ax.plot(tokens, on_the_way, "s", color=TRUNK, markerfacecolor="white", markersize=17, label="its checkpoints")
+    for arm, label, size in (
+        (BASELINE, "a cosine run of that length", 12),
+        ("WSD, decays of 10 %", "a 10 % decay off one trunk", 7),
     ):
         if comparison.of(arm):
             means = [fmean(comparison.losses(arm, budget).values()) for budget in comparison.budgets]
             colour, marker = (BLUE, "s") if arm == BASELINE else STYLES[arm]
-            ax.plot(tokens, means, marker, color=colour, markersize=8, label=label)
+            ax.plot(tokens, means, marker, color=colour, markersize=size, label=label)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(tokens))
     ax.xaxis.set_minor_locator(NullLocator())

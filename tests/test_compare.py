@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compare import CompareArguments, tasks, tune
+from compare import CompareArguments, repeat, tasks, tune
 from comparison import BASELINE, Comparison, Difference, Launch
 from comparison_figures import draw
 from comparison_tables import describe, family_table
 
 from hf_wsd.errors import SettingsError
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1", "--block_size", "32", "--max_eval_blocks", "8"),
     *("--per_device_train_batch_size", "4", "--warmup_steps", "2", "--use_cpu"),
@@ -82,6 +83,22 @@ def test_best_lr_between_two_others_is_not_at_the_edge():
 def test_best_lr_at_the_edge_calls_for_the_next_beyond_it(losses, beyond):
     found = comparison(*(launch("WSD-S", lr, 1, {10: loss}) for lr, loss in losses.items()))
     assert found.beyond("WSD-S", 10) == beyond
+
+
+def test_peak_lr_that_the_tuning_seed_was_lucky_with_calls_for_the_next_best(tmp_path, monkeypatch):
+    losses = {(0.1, 1): 5.0, (0.2, 1): 4.0, (0.4, 1): 4.5, (0.8, 1): 4.9, (0.2, 2): 6.0, (0.4, 2): 4.5}
+    tried = []
+
+    def run(task, *, jobs):
+        tried.append((task.lr, task.seed))
+        return launch(task.arm, task.lr, task.seed, {10: losses[task.lr, task.seed]})
+
+    monkeypatch.setattr("compare.run", run)
+    args = CompareArguments(output_dir=str(tmp_path), steps=10, budgets=["10"], lrs=[], arms=[BASELINE])
+    first = comparison(*(launch(BASELINE, lr, 1, {10: losses[lr, 1]}) for lr in (0.1, 0.2, 0.4, 0.8)))
+    first.write(tmp_path / "compare.jsonl")
+    found = repeat(args, [2], [], first)
+    assert (tried, found.lr_of(BASELINE, 10)) == ([(0.2, 2), (0.4, 2)], 0.4)
 
 
 def test_peak_lrs_are_tried_until_the_best_lies_between_two_others(tmp_path, monkeypatch):
@@ -157,6 +174,14 @@ def test_budgets_that_share_no_evaluation_step_are_refused():
     args = CompareArguments(output_dir="runs", steps=1000, budgets=["333", "1000"])
     with pytest.raises(SettingsError, match="only 1 as a common divisor"):
         list(tasks(args, BASELINE, 0.1, 1, []))
+
+
+def test_readme_has_the_rows_of_the_stored_comparison():
+    found = Comparison.read(RECIPES / "results" / "compare.jsonl")
+    families = [row for arm in ("WSD, decays of 10 %", "WSD, decays of 20 %") for row in family_table(found, arm)]
+    for file, lines in ((ROOT / "README.md", families), (RECIPES / "README.md", describe(found))):
+        readme = file.read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if line.startswith(("|", "-")) and line not in readme] == []
 
 
 def compare(folder, *arms, **kwargs):
