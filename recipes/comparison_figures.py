@@ -90,7 +90,7 @@ def plot_trap(ax: Axes, comparison: Comparison) -> Axes:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_tokens(x)))
     ax.set_xlabel("tokens seen (log scale)")
     ax.set_ylabel("evaluation loss, nats")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, labelspacing=0.9)
     return ax
 
 
