@@ -188,10 +188,14 @@ def run_missing(args: CompareArguments, wanted: list[Task], settings: dict[str, 
     return results
 
 
+def grid(args: CompareArguments, rest: list[str]) -> list[Task]:
+    """Every peak lr that is asked for, with the first seed."""
+    return [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, args.seeds[0], rest)]
+
+
 def tune(args: CompareArguments, rest: list[str], settings: dict[str, object]) -> Comparison:
-    """Try every peak lr with the first seed, and the next beyond them until the best lies between two others."""
-    first = args.seeds[0]
-    wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
+    """Try the grid, and with the first seed the next beyond it until the best peak lr lies between two others."""
+    wanted = grid(args, rest)
     while wanted:
         tuned = run_missing(args, wanted, settings)
         wanted = [
@@ -199,7 +203,7 @@ def tune(args: CompareArguments, rest: list[str], settings: dict[str, object]) -
             for arm in args.arms
             for budget in tuned.tuned_at(arm)
             if (lr := tuned.beyond(arm, budget)) is not None
-            for task in tasks(args, arm, lr, first, rest, only=budget)
+            for task in tasks(args, arm, lr, args.seeds[0], rest, only=budget)
         ]
     return tuned
 
@@ -231,8 +235,7 @@ def main() -> None:
         raise SettingsError(f"--arms {' '.join(args.arms)} has no {BASELINE}, with which all are compared: add it")
     first, *others = args.seeds
     if args.dry_run:
-        wanted = [task for arm in args.arms for lr in args.lrs for task in tasks(args, arm, lr, first, rest)]
-        return print("\n".join(shlex.join(task.command) for task in wanted))
+        return print("\n".join(shlex.join(task.command) for task in grid(args, rest)))
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     with locked(Path(args.output_dir)):
         settings = {"steps": args.steps, "budgets": args.budgets, "tuning_seed": first, "arguments": rest}
