@@ -230,7 +230,7 @@ class Comparison:
         return sum({one.budgets: one.updates for one in self.of(arm)}.values())
 
     def seconds(self, arm: str) -> float | None:
-        """Wall-clock of the same, of launches that ran alone, whatever their peak lr; None where one never did."""
+        """Wall-clock of the same, of launches that ran alone at any peak lr and seed; None where one never did."""
         times: dict[tuple[int, ...], list[float]] = {one.budgets: [] for one in self.of(arm)}
         for one in self.of(arm):
             times[one.budgets] += [one.seconds] if one.seconds else []
