@@ -9,17 +9,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from compare import CompareArguments, repeat, tasks, tune
 from comparison import BASELINE, Comparison, Difference, Launch
 from comparison_figures import draw
 from comparison_tables import describe, family_table
+from trainer_runs import ROOT
 
 from hf_wsd.errors import SettingsError
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 TINY = (
     *("--config_overrides", "n_layer=1,n_embd=16,n_head=1", "--block_size", "32", "--max_eval_blocks", "8"),
